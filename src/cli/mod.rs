@@ -1,0 +1,148 @@
+//! The command line: one file per subcommand. The only place that prints, and the only one that uses `anyhow`.
+#![allow(clippy::print_stderr, reason = "the command line talks to people here and nowhere else")]
+
+/// A line on stdout. Nobody listening any more (a closed pipe) is no reason to stop a robot.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
+mod collect;
+mod data;
+mod doctor;
+mod evaluate;
+mod policy;
+mod pretrain;
+mod progress;
+mod replay;
+mod run;
+mod talk;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use fieldtune::config::{self, Config};
+
+/// Lets a robot get better on the job: a real-time control loop runs a policy ensemble, a learner beside it
+/// fine-tunes the ensemble on what the robot does.
+///
+/// Start with: fieldtune run --config config/quickstart.toml
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    /// More log lines: -v info, -vv debug.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Control the robot and learn from what it does.
+    Run(run::Args),
+    /// Run deterministic episodes with a policy and print their returns.
+    Evaluate(evaluate::Args),
+    /// Record episodes without learning and write them as a data set.
+    Collect(collect::Args),
+    /// Run recorded observations through a policy and compare its actions with the recorded ones.
+    Replay(replay::Args),
+    /// Train a first ensemble offline, with CQL on a data set.
+    Pretrain(pretrain::Args),
+    /// Work with policy bundles.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Work with data sets and replay buffers.
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Change the policy of a running process between two ticks.
+    Swap(talk::SwapArgs),
+    /// Ask a running process how it is.
+    Status(talk::StatusArgs),
+    /// Check this machine for real-time work.
+    Doctor(doctor::Args),
+    /// Play a simulated robot that speaks firmware frames.
+    #[cfg(feature = "simulator")]
+    Simulate(simulator::Args),
+}
+
+/// The configuration of a command.
+#[derive(clap::Args)]
+struct ConfigArgs {
+    /// Configuration file; keys it does not name have the values of config/default.toml.
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+    /// Set one key on top of the file; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(config::load(&self.config, &self.overrides)?)
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose).min(2)];
+    env_logger::Builder::new().parse_filters(&format!("{level},ort=warn")).init();
+    fieldtune::nn::hold_candle_to_one_thread();
+    fieldtune::runtime::tune_allocator();
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args).map(|()| true),
+        Command::Collect(args) => collect::run(&args),
+        Command::Replay(args) => replay::run(&args).map(|()| true),
+        Command::Pretrain(args) => pretrain::run(&args).map(|()| true),
+        Command::Policy(command) => policy::run(&command).map(|()| true),
+        Command::Data(command) => data::run(&command),
+        Command::Swap(args) => talk::swap(&args),
+        Command::Status(args) => talk::status(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        #[cfg(feature = "simulator")]
+        Command::Simulate(args) => simulator::run(&args).map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// This program, for starting the simulated robot.
+fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+/// A flag that SIGINT and SIGTERM set; a second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// Writes `value` as JSON, whole or not at all.
+fn write_json(path: &std::path::Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
+    std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Mean of returns.
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}

@@ -1,0 +1,98 @@
+//! `fieldtune run`.
+
+use std::path::PathBuf;
+
+use fieldtune::runtime::{self, RunOptions};
+use fieldtune::telemetry::Report;
+
+use super::progress::Progress;
+use super::{ConfigArgs, stop_on_signal, this_program, write_json};
+
+/// Control the robot and learn from what it does.
+///
+/// Loads the bundle, measures it, then controls the robot while the learner updates the ensemble in the background
+/// and hands new policies to the loop between two ticks. Everything is kept in run.directory: replay/ (survives a
+/// power cut), checkpoint/, bundle/ (the fine-tuned ensemble), metrics.jsonl. A run that was interrupted goes on
+/// from there. Ctrl-C ends it orderly, the robot first.
+///
+/// The exit code is 0 only when no step was lost and the robot did not have to be stopped.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Write everything the run counted to this file, as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// No progress, only the summary.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
+    let config = args.config.load()?;
+    let options = RunOptions { program: this_program()?, stop: stop_on_signal()? };
+    let mut progress = Progress::new(args.quiet);
+    let outcome = runtime::run(&config, &options, &mut progress);
+    progress.finish();
+    let report = outcome?;
+    if let Some(path) = &args.report {
+        write_json(path, &report)?;
+    }
+    summary(&report);
+    Ok(report.is_clean())
+}
+
+fn summary(r: &Report) {
+    say!("{} (seed {}), policy by {}", r.robot, r.seed, r.engine);
+    if let Some((before, after)) = r.improvement() {
+        say!("  return     {before:.1} before, {after:.1} after ({:+.1})", after - before);
+    } else {
+        say!("  return     not measured before and after");
+    }
+    say!(
+        "  control    {} ticks, {} late, {} without a fresh observation, {} robot steps missed",
+        r.ticks,
+        r.late_ticks,
+        r.stale_ticks,
+        r.missed_states
+    );
+    say!(
+        "             wake-up p50 {} us, p99 {} us, max {} us; longest tick {} us",
+        r.wake.p50_us,
+        r.wake.p99_us,
+        r.wake.max_us,
+        r.max_work_us
+    );
+    say!(
+        "  replay     {} online and {} offline transitions, {} dropped",
+        r.online_transitions,
+        r.offline_transitions,
+        r.dropped
+    );
+    say!(
+        "  learner    {} updates ({:.1} per second, {:.1} per CPU second), {:.0} % of those allowed, {:.0} % offline rows at the end",
+        r.updates,
+        r.updates_per_second,
+        r.updates_per_cpu_second,
+        100.0 * r.realised_utd_ratio,
+        100.0 * r.offline_share
+    );
+    if let Some(parts) = r.update_parts_ms.as_object() {
+        let total: f64 = parts.values().filter_map(serde_json::Value::as_f64).sum();
+        let shares: Vec<_> = parts
+            .iter()
+            .filter_map(|(k, v)| Some(format!("{k} {:.0} %", 100.0 * v.as_f64()? / total.max(1e-12))))
+            .collect();
+        say!("             {total:.2} ms of CPU per update: {}", shares.join(", "));
+    }
+    say!("  policies   {} swaps, {} refused", r.swaps, r.refused_policies);
+    for line in &r.refused_settings {
+        say!("  real time  {line}");
+    }
+    for failure in &r.failures {
+        say!("  FAILURE    {failure}");
+    }
+    if let Some(reason) = &r.stopped {
+        say!("  STOPPED    {reason}");
+    }
+}

@@ -1,0 +1,70 @@
+//! `fieldtune swap` and `fieldtune status`: talking to a running process.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use fieldtune::runtime::{Reply, Request, ask};
+
+/// Change the policy of a running process between two ticks.
+///
+/// The bundle is verified, checked against the robot and warmed up by the running process before the loop takes
+/// it; a bundle that fails is refused and the policy in use stays. After a swap or a roll-back the learner's own
+/// policies are held back until --follow.
+#[derive(clap::Args)]
+pub(super) struct SwapArgs {
+    /// Folder of the run (run.directory).
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// The bundle to swap in.
+    #[arg(required_unless_present_any = ["rollback", "follow"], conflicts_with_all = ["rollback", "follow"])]
+    bundle: Option<PathBuf>,
+    /// Go back to the policy before.
+    #[arg(long, conflicts_with = "follow")]
+    rollback: bool,
+    /// Take the learner's policies again.
+    #[arg(long)]
+    follow: bool,
+}
+
+/// Ask a running process how it is.
+#[derive(clap::Args)]
+pub(super) struct StatusArgs {
+    /// Folder of the run (run.directory).
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Ask it to end orderly.
+    #[arg(long)]
+    stop: bool,
+}
+
+fn question(run: &std::path::Path, request: &Request) -> anyhow::Result<Reply> {
+    ask(run, request).with_context(|| format!("no process runs in {}", run.display()))
+}
+
+pub(super) fn swap(args: &SwapArgs) -> anyhow::Result<bool> {
+    let request = match &args.bundle {
+        // The running process has its own working directory.
+        Some(bundle) => Request::Swap { bundle: std::path::absolute(bundle)? },
+        None if args.rollback => Request::RollBack,
+        None => Request::Follow,
+    };
+    let reply = question(&args.run, &request)?;
+    say!("{}: {}", if reply.ok { "done" } else { "refused" }, reply.message);
+    Ok(reply.ok)
+}
+
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<bool> {
+    let reply = question(&args.run, if args.stop { &Request::Stop } else { &Request::Status })?;
+    if args.json {
+        say!("{}", serde_json::to_string(&reply)?);
+        return Ok(reply.ok);
+    }
+    say!("{}", reply.message);
+    for (key, value) in reply.status.as_object().into_iter().flatten() {
+        say!("  {key:<18} {value}");
+    }
+    Ok(reply.ok)
+}

@@ -1,0 +1,174 @@
+//! Ranges and contradictions of a parsed configuration. Every range is written so that NaN fails.
+
+use super::{ClockKind, Config, DeviceKind, PolicyEngine, Problem, SamplerKind};
+
+struct Checks(Vec<Problem>);
+
+impl Checks {
+    fn need(&mut self, ok: bool, key: &str, value: impl std::fmt::Display, message: &str) {
+        if !ok {
+            let message = format!("{value}: {message}");
+            self.0.push(Problem { place: String::new(), key: key.into(), message });
+        }
+    }
+}
+
+/// Every value that is out of range or contradicts another.
+pub(super) fn check(c: &Config) -> Vec<Problem> {
+    let mut checks = Checks(Vec::new());
+    run_and_robot(c, &mut checks);
+    replay(c, &mut checks);
+    learner(c, &mut checks);
+    pretrain(c, &mut checks);
+    checks.0
+}
+
+fn run_and_robot(c: &Config, checks: &mut Checks) {
+    let robot = &c.robot;
+    checks.need(c.run.steps > 0, "run.steps", c.run.steps, "must be at least 1");
+    let hz = robot.control_hz;
+    checks.need(hz > 0.0 && hz <= 2000.0, "robot.control_hz", hz, "must lie in (0, 2000]");
+    let (n, m) = (robot.spaces.observation_dim(), robot.spaces.action_dim());
+    let fits =
+        n > 0 && m > 0 && n <= firmware_bridge::MAX_OBSERVATION && m <= firmware_bridge::MAX_ACTION && n + m <= 49;
+    checks.need(
+        fits,
+        "robot.spaces",
+        format_args!("{n} observation and {m} action entries"),
+        "a STATE frame carries at least one of each, at most 48 and 24, and at most 49 together",
+    );
+    checks.need(robot.command_valid_ms > 0, "robot.command_valid_ms", robot.command_valid_ms, "must be at least 1");
+    checks.need(robot.timeout_ms > 0, "robot.timeout_ms", robot.timeout_ms, "must be at least 1");
+    let nowhere = robot.address.is_empty() && c.simulator.task.is_empty();
+    checks.need(!nowhere, "robot.address", "empty", "needs an address, or simulator.task to start a simulated robot");
+    let period_ms = 1000.0 / hz;
+    let realtime = c.run.clock == ClockKind::Realtime;
+    checks.need(
+        !realtime || f64::from(robot.command_valid_ms) >= period_ms,
+        "robot.command_valid_ms",
+        robot.command_valid_ms,
+        "shorter than one control period: the robot would stop between two commands",
+    );
+    let s = &c.safety;
+    checks.need(
+        s.action_limit > 0.0 && s.action_limit <= 1.0,
+        "safety.action_limit",
+        s.action_limit,
+        "must lie in (0, 1]",
+    );
+    checks.need(
+        s.slew_per_step > 0.0 && s.slew_per_step <= 2.0,
+        "safety.slew_per_step",
+        s.slew_per_step,
+        "must lie in (0, 2]",
+    );
+    checks.need(s.stale_steps > 0, "safety.stale_steps", s.stale_steps, "must be at least 1");
+    checks.need(
+        s.lost_steps > s.stale_steps,
+        "safety.lost_steps",
+        s.lost_steps,
+        "must be larger than safety.stale_steps",
+    );
+    checks.need(c.episode.max_steps > 0, "episode.max_steps", c.episode.max_steps, "must be at least 1");
+    checks.need(c.realtime.priority <= 99, "realtime.priority", c.realtime.priority, "must lie in 0 to 99");
+    checks.need(c.policy.publish_every > 0, "policy.publish_every", c.policy.publish_every, "must be at least 1");
+    let needs_library = c.policy.engine == PolicyEngine::Onnxruntime && c.policy.onnxruntime.as_os_str().is_empty();
+    checks.need(
+        !needs_library,
+        "policy.engine",
+        "onnxruntime",
+        "needs policy.onnxruntime = \"/path/libonnxruntime.so\"",
+    );
+}
+
+fn replay(c: &Config, checks: &mut Checks) {
+    let r = &c.replay;
+    checks.need(r.capacity >= 1024, "replay.capacity", r.capacity, "must be at least 1024");
+    let share = r.initial_online_share;
+    checks.need(share > 0.0 && share < 1.0, "replay.initial_online_share", share, "must lie in (0, 1)");
+    let t = r.priority_temperature;
+    checks.need(t > 0.0 && t.is_finite(), "replay.priority_temperature", t, "must be positive");
+    let range = r.priority_min > 0.0 && r.priority_min < r.priority_max && r.priority_max.is_finite();
+    checks.need(range, "replay.priority_min", r.priority_min, "must be positive and below replay.priority_max");
+    checks.need(r.sync_every_s > 0.0, "replay.sync_every_s", r.sync_every_s, "must be positive");
+    let alone = r.sampler == SamplerKind::Balanced && r.offline.as_os_str().is_empty() && c.learner.enabled;
+    checks.need(
+        !alone,
+        "replay.sampler",
+        "balanced",
+        "needs replay.offline: there is nothing to balance; use \"online\"",
+    );
+}
+
+fn learner(c: &Config, checks: &mut Checks) {
+    let l = &c.learner;
+    checks.need(l.batch_size > 0, "learner.batch_size", l.batch_size, "must be at least 1");
+    checks.need(l.threads > 0, "learner.threads", l.threads, "must be at least 1");
+    checks.need(l.utd_ratio > 0.0 && l.utd_ratio <= 1000.0, "learner.utd_ratio", l.utd_ratio, "must lie in (0, 1000]");
+    checks.need(l.burst_steps > 0, "learner.burst_steps", l.burst_steps, "must be at least 1");
+    let multiplier = l.first_burst_multiplier;
+    checks.need(
+        multiplier >= 1.0 && multiplier.is_finite(),
+        "learner.first_burst_multiplier",
+        multiplier,
+        "must be at least 1",
+    );
+    checks.need(l.warmup_steps > 0, "learner.warmup_steps", l.warmup_steps, "must be at least 1");
+    checks.need(l.discount > 0.0 && l.discount < 1.0, "learner.discount", l.discount, "must lie in (0, 1)");
+    checks.need(
+        l.target_rate > 0.0 && l.target_rate <= 1.0,
+        "learner.target_rate",
+        l.target_rate,
+        "must lie in (0, 1]",
+    );
+    for (key, rate) in [
+        ("learner.actor_learning_rate", l.actor_learning_rate),
+        ("learner.critic_learning_rate", l.critic_learning_rate),
+        ("learner.temperature_learning_rate", l.temperature_learning_rate),
+        ("learner.density_learning_rate", l.density_learning_rate),
+    ] {
+        checks.need((0.0..1.0).contains(&rate), key, rate, "must lie in [0, 1)");
+    }
+    checks.need(
+        widths(&l.density_hidden),
+        "learner.density_hidden",
+        show(&l.density_hidden),
+        "1 to 8 widths of 1 to 8192",
+    );
+    let alpha = l.initial_temperature;
+    checks.need(alpha > 0.0 && alpha.is_finite(), "learner.initial_temperature", alpha, "must be positive");
+    checks.need(l.log_std.min < l.log_std.max, "learner.log_std", l.log_std.min, "min must be below max");
+    let cuda = l.device == DeviceKind::Cuda && cfg!(not(feature = "cuda"));
+    checks.need(!cuda, "learner.device", "cuda", "this build has no CUDA; build with --features cuda or use \"cpu\"");
+}
+
+fn pretrain(c: &Config, checks: &mut Checks) {
+    let p = &c.pretrain;
+    checks.need(p.updates > 0, "pretrain.updates", p.updates, "must be at least 1");
+    let n = p.ensemble_size;
+    checks.need((1..=64).contains(&n), "pretrain.ensemble_size", n, "must lie in 1 to 64");
+    checks.need(widths(&p.hidden), "pretrain.hidden", show(&p.hidden), "1 to 8 widths of 1 to 8192");
+    checks.need(p.cql_actions > 0, "pretrain.cql_actions", p.cql_actions, "must be at least 1");
+    checks.need(
+        p.cql_weight >= 0.0 && p.cql_weight.is_finite(),
+        "pretrain.cql_weight",
+        p.cql_weight,
+        "must not be negative",
+    );
+    checks.need(p.batch_size > 0, "pretrain.batch_size", p.batch_size, "must be at least 1");
+    for (key, rate) in [
+        ("pretrain.actor_learning_rate", p.actor_learning_rate),
+        ("pretrain.critic_learning_rate", p.critic_learning_rate),
+    ] {
+        checks.need(rate > 0.0 && rate < 1.0, key, rate, "must lie in (0, 1)");
+    }
+    checks.need(p.log_std.min < p.log_std.max, "pretrain.log_std", p.log_std.min, "min must be below max");
+}
+
+fn widths(hidden: &[usize]) -> bool {
+    (1..=8).contains(&hidden.len()) && hidden.iter().all(|w| (1..=8192).contains(w))
+}
+
+fn show(hidden: &[usize]) -> String {
+    format!("{hidden:?}")
+}

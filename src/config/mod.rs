@@ -1,0 +1,325 @@
+//! Typed configuration (layer 1).
+//!
+//! A configuration file holds only what differs from `config/default.toml`, which explains every key. Unknown
+//! keys, wrong types and values out of range are refused, all at once, each with file, line, key and reason.
+//! Nothing is read from the environment.
+
+mod check;
+mod load;
+
+pub use load::{ConfigError, Problem, load, parse};
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nn::weights::LogStdBounds;
+use crate::spaces::Spaces;
+
+/// The text of `config/default.toml`.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+macro_rules! sections {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty = $default:expr,)* })*) => {
+        $($(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+        impl Default for $name {
+            fn default() -> Self { Self { $($field: $default,)* } }
+        })*
+    };
+}
+
+/// Which time a run lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockKind {
+    /// The machine's clock: threads, deadlines, a robot that does not wait.
+    Realtime,
+    /// Simulated time: the robot waits for every command, the learner for every step; repeatable to the byte.
+    Lockstep,
+}
+
+/// What a run does with a folder that already holds one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Existing {
+    /// Goes on: replay reopened, learner from its checkpoint, the remaining steps.
+    Resume,
+    /// Moves the old folder aside (`NAME.1`, `NAME.2`, ...) and starts anew.
+    Fresh,
+    /// An error.
+    Refuse,
+}
+
+/// How frames reach the robot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// Unix datagram socket; the address is the path of the robot's socket.
+    Unix,
+    /// UDP; the address is `host:port` of the robot.
+    Udp,
+    /// Serial line or pty; the address is the device path.
+    Serial,
+}
+
+/// Which engine runs the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyEngine {
+    /// ONNX Runtime when `policy.onnxruntime` names a library, else the built-in pass.
+    Auto,
+    /// ONNX Runtime or an error.
+    Onnxruntime,
+    /// The built-in forward pass.
+    Builtin,
+}
+
+/// How actions are taken from the policy while learning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exploration {
+    /// Sampled from the ensemble's Gaussian.
+    Stochastic,
+    /// `tanh(mean)`.
+    Deterministic,
+}
+
+/// What the learner draws its minibatches from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplerKind {
+    /// Off2OnRL: by priority from the density ratio.
+    Balanced,
+    /// Uniform over offline and online.
+    Uniform,
+    /// Uniform over online only.
+    Online,
+}
+
+/// When updates happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cadence {
+    /// Updates follow every step.
+    Stream,
+    /// Updates follow every `learner.burst_steps` steps, as in the published code.
+    Burst,
+}
+
+/// Device of the learner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU; needs the `cuda` feature.
+    Cuda,
+}
+
+sections! {
+    /// The whole configuration.
+    Config {
+        /// The run as a whole.
+        run: RunConfig = RunConfig::default(),
+        /// The robot and the way to it.
+        robot: RobotConfig = RobotConfig::default(),
+        /// A simulated robot to start, if any.
+        simulator: SimulatorConfig = SimulatorConfig::default(),
+        /// Limits that hold whatever the policy says.
+        safety: SafetyConfig = SafetyConfig::default(),
+        /// Episodes.
+        episode: EpisodeConfig = EpisodeConfig::default(),
+        /// Scheduling of the control thread.
+        realtime: RealtimeConfig = RealtimeConfig::default(),
+        /// The policy and its hand-over.
+        policy: PolicyConfig = PolicyConfig::default(),
+        /// The replay buffer and its sampler.
+        replay: ReplayConfig = ReplayConfig::default(),
+        /// The learner.
+        learner: LearnerConfig = LearnerConfig::default(),
+        /// Offline training of a first ensemble.
+        pretrain: PretrainConfig = PretrainConfig::default(),
+    }
+
+    /// `[run]`.
+    RunConfig {
+        /// Seed of every random stream.
+        seed: u64 = 0,
+        /// Control steps of the run, those before a restart included.
+        steps: u64 = 2000,
+        /// Which time the run lives in.
+        clock: ClockKind = ClockKind::Realtime,
+        /// Folder for the replay, checkpoints, socket and report; relative to the working directory.
+        directory: PathBuf = PathBuf::from("runs/default"),
+        /// What to do when the folder already holds a run.
+        existing: Existing = Existing::Resume,
+        /// Deterministic episodes before and after; 0 skips them.
+        evaluate_episodes: u32 = 5,
+    }
+
+    /// `[robot]`.
+    RobotConfig {
+        /// Name for people.
+        name: String = String::from("pendulum"),
+        /// Control steps per second.
+        control_hz: f64 = 20.0,
+        /// Kind of link.
+        link: LinkKind = LinkKind::Unix,
+        /// Address of the robot on the link; empty with a simulator the run starts by itself.
+        address: String = String::new(),
+        /// Line rate of a serial link.
+        baud: u32 = 3_000_000,
+        /// How long a command stays valid on the robot without a fresh one.
+        command_valid_ms: u8 = 150,
+        /// Longest wait for an answer when connecting, arming or resetting.
+        timeout_ms: u32 = 5000,
+        /// Names of observation and action entries, in order.
+        spaces: Spaces = Spaces {
+            observation: ["cos_theta", "sin_theta", "theta_rad_s"].map(String::from).to_vec(),
+            action: vec![String::from("torque")],
+        },
+    }
+
+    /// `[simulator]`.
+    SimulatorConfig {
+        /// `pendulum`, `halfcheetah`, `hopper`, `walker2d`; empty for a real robot.
+        task: String = String::from("pendulum"),
+        /// Folder with the MuJoCo library and models (`tools/setup-native`).
+        native: PathBuf = PathBuf::from(".native"),
+    }
+
+    /// `[safety]`.
+    SafetyConfig {
+        /// Largest magnitude of any action entry.
+        action_limit: f32 = 1.0,
+        /// Largest change of an action entry per step; 2 does not limit.
+        slew_per_step: f32 = 2.0,
+        /// Steps without a fresh observation before the action is held at zero.
+        stale_steps: u32 = 2,
+        /// Steps without a fresh observation before the robot is stopped.
+        lost_steps: u32 = 10,
+    }
+
+    /// `[episode]`.
+    EpisodeConfig {
+        /// Time limit; the step that reaches it is truncated.
+        max_steps: u32 = 200,
+    }
+
+    /// `[realtime]`.
+    RealtimeConfig {
+        /// SCHED_FIFO priority of the control thread; 0 asks for none.
+        priority: u32 = 80,
+        /// Lock the control thread's memory.
+        lock_memory: bool = true,
+        /// Processor of the control thread; -1 lets the system choose.
+        cpu: i32 = -1,
+        /// Whether a refused setting is an error instead of a warning.
+        required: bool = false,
+    }
+
+    /// `[policy]`.
+    PolicyConfig {
+        /// The bundle to start from.
+        bundle: PathBuf = PathBuf::from("models/pendulum-cql"),
+        /// Engine.
+        engine: PolicyEngine = PolicyEngine::Auto,
+        /// Path of `libonnxruntime.so`; empty for none.
+        onnxruntime: PathBuf = PathBuf::new(),
+        /// How actions are taken while learning.
+        exploration: Exploration = Exploration::Stochastic,
+        /// Updates between two published policies.
+        publish_every: u64 = 100,
+    }
+
+    /// `[replay]`.
+    ReplayConfig {
+        /// Records of the online buffer.
+        capacity: u64 = 250_000,
+        /// Offline data: a replay folder or an .npz data set; empty for none.
+        offline: PathBuf = PathBuf::from("models/pendulum-offline.npz"),
+        /// Sampler.
+        sampler: SamplerKind = SamplerKind::Balanced,
+        /// rho0: share of the first 1000 online samples when they arrive.
+        initial_online_share: f64 = 0.75,
+        /// T in `w^(1/T)`.
+        priority_temperature: f64 = 5.0,
+        /// Priorities are clamped to this range.
+        priority_min: f32 = 1e-3,
+        /// Upper end.
+        priority_max: f32 = 1e3,
+        /// Seconds between two syncs to disk.
+        sync_every_s: f64 = 5.0,
+    }
+
+    /// `[learner]`.
+    LearnerConfig {
+        /// Whether to learn at all.
+        enabled: bool = true,
+        /// Device.
+        device: DeviceKind = DeviceKind::Cpu,
+        /// Threads of the learner's kernels.
+        threads: usize = 1,
+        /// Rows of a minibatch.
+        batch_size: usize = 256,
+        /// Updates per control step.
+        utd_ratio: f64 = 1.0,
+        /// When updates happen.
+        cadence: Cadence = Cadence::Stream,
+        /// Length of a burst, and of the first phase that `first_burst_multiplier` multiplies.
+        burst_steps: u64 = 1000,
+        /// The first burst has this many times the updates.
+        first_burst_multiplier: f64 = 5.0,
+        /// Online steps before the first update.
+        warmup_steps: u64 = 256,
+        /// gamma.
+        discount: f64 = 0.99,
+        /// tau of the target networks.
+        target_rate: f64 = 0.005,
+        /// Adam step size of the actors.
+        actor_learning_rate: f64 = 3e-4,
+        /// Adam step size of the critics.
+        critic_learning_rate: f64 = 3e-4,
+        /// Adam step size of the entropy temperature.
+        temperature_learning_rate: f64 = 3e-4,
+        /// Adam step size of the density-ratio network.
+        density_learning_rate: f64 = 3e-4,
+        /// Hidden widths of the density-ratio network.
+        density_hidden: Vec<usize> = vec![256, 256],
+        /// Whether the backup holds the entropy term.
+        entropy_backup: bool = true,
+        /// Entropy temperature at the start.
+        initial_temperature: f64 = 1.0,
+        /// Clamp of the log standard deviation while fine-tuning.
+        log_std: LogStdBounds = LogStdBounds::default(),
+        /// Updates between two checkpoints; 0 for none but the last.
+        checkpoint_every: u64 = 5000,
+    }
+
+    /// `[pretrain]`.
+    PretrainConfig {
+        /// Gradient updates.
+        updates: u64 = 4000,
+        /// Ensemble size N.
+        ensemble_size: usize = 5,
+        /// Hidden widths of actors and critics.
+        hidden: Vec<usize> = vec![256, 256],
+        /// Sampled actions of each kind in the CQL penalty.
+        cql_actions: usize = 4,
+        /// Weight of the CQL penalty.
+        cql_weight: f64 = 5.0,
+        /// First updates in which the actor imitates the data.
+        behaviour_cloning_updates: u64 = 0,
+        /// Rows of a minibatch.
+        batch_size: usize = 128,
+        /// Adam step size of the actors.
+        actor_learning_rate: f64 = 1e-4,
+        /// Adam step size of the critics.
+        critic_learning_rate: f64 = 3e-4,
+        /// Clamp of the log standard deviation.
+        log_std: LogStdBounds = LogStdBounds { min: -5.0, max: 2.0 },
+    }
+}

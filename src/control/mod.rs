@@ -1,0 +1,18 @@
+//! The control loop (layer 4): observation, policy, limits, robot, record, swap; in this order, once per period.
+//!
+//! [`ControlLoop::tick`] runs on the control thread. After the first tick it allocates nothing, takes no lock,
+//! writes no log and touches no file. Steps leave through a fixed-size queue; policies come in and go back
+//! through bounded channels and are dropped elsewhere. The only thing it waits for is its deadline (in lockstep:
+//! the robot's answer). Faults and reactions are listed in `docs/safety.md`.
+
+mod pacer;
+mod queue;
+mod safety;
+mod swap;
+mod tick;
+
+pub use pacer::Pacer;
+pub use queue::{QUEUE_STEPS, StepConsumer, StepProducer, step_queue};
+pub use safety::{Limiter, Limits};
+pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, policy_slot};
+pub use tick::{ControlLoop, ControlSettings, Fault};

@@ -1,0 +1,379 @@
+//! One control step.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use firmware_bridge::{DriveState, MAX_ACTION};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::queue::StepProducer;
+use super::safety::{Limited, Limiter, Limits};
+use super::swap::{PolicySlot, Swapped};
+use crate::clock::{Clock, Stamp};
+use crate::config::Exploration;
+use crate::policy::PolicyOutput;
+use crate::robot::{Observed, Robot, RobotError};
+use crate::spaces::{StepFlags, StepRecord};
+use crate::telemetry::ControlCounters;
+
+/// Settings of a control loop.
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// One control period.
+    pub period: Duration,
+    /// Time limit of an episode, in steps.
+    pub max_steps: u32,
+    /// How actions are taken from the policy.
+    pub exploration: Exploration,
+    /// Limits of every action.
+    pub limits: Limits,
+    /// Ticks without a fresh observation before the action is held at zero.
+    pub stale_steps: u32,
+    /// Ticks without a fresh observation before the robot is stopped.
+    pub lost_steps: u32,
+    /// Ticks a reset may take.
+    pub reset_steps: u32,
+    /// Number of the first episode.
+    pub first_episode: u32,
+    /// Seed of the start states; episode `e` starts from `start_seed + e`.
+    pub start_seed: u64,
+}
+
+/// Why the robot had to be stopped. Constructible without the heap.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The link or the robot's answer failed.
+    #[error("robot: {0}")]
+    Robot(#[from] RobotError),
+    /// The robot's drive latched a fault by itself.
+    #[error("the robot's drive is in FAULT (bits {bits:#06x}); clear the cause, then start again")]
+    Drive {
+        /// Fault bits of the STATE frame.
+        bits: u16,
+    },
+    /// No fresh observation for too long.
+    #[error("no fresh observation for {ticks} control steps (safety.lost_steps); check the link")]
+    Lost {
+        /// Ticks without one.
+        ticks: u32,
+    },
+    /// The robot did not come back from a reset.
+    #[error("the robot did not start episode {episode} within {ticks} control steps")]
+    Reset {
+        /// The episode asked for.
+        episode: u32,
+        /// Ticks waited.
+        ticks: u32,
+    },
+    /// The policy failed; the action before was not repeated.
+    #[error("the policy failed on a fresh observation")]
+    Policy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for the robot to stand at the start of the episode.
+    Resetting,
+    /// In an episode.
+    Running,
+}
+
+/// The robot, stopped when this is dropped while it may still move: on a fault, a panic, any early return.
+struct Guarded {
+    robot: Box<dyn Robot>,
+    moving: bool,
+}
+
+impl Guarded {
+    fn stop(&mut self) {
+        if std::mem::take(&mut self.moving) {
+            self.robot.stop();
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The control loop: everything one tick needs, allocated once. Dropping it stops the robot.
+pub struct ControlLoop {
+    robot: Guarded,
+    slot: PolicySlot,
+    steps: StepProducer,
+    counters: Arc<ControlCounters>,
+    clock: Clock,
+    settings: ControlSettings,
+    rng: ChaCha8Rng,
+    limiter: Limiter,
+    observed: Observed,
+    output: PolicyOutput,
+    pending: Option<StepRecord>,
+    phase: Phase,
+    episode: u32,
+    without_fresh: u32,
+    gap: bool,
+}
+
+impl ControlLoop {
+    /// A loop that has not moved yet; [`ControlLoop::start`] arms the robot.
+    pub fn new(
+        robot: Box<dyn Robot>,
+        slot: PolicySlot,
+        steps: StepProducer,
+        counters: Arc<ControlCounters>,
+        clock: Clock,
+        settings: ControlSettings,
+        rng: ChaCha8Rng,
+    ) -> Self {
+        let limiter = Limiter::new(settings.limits);
+        let episode = settings.first_episode;
+        counters.generation.store(u64::from(slot.generation()), Relaxed);
+        Self {
+            robot: Guarded { robot, moving: false },
+            slot,
+            steps,
+            counters,
+            clock,
+            settings,
+            rng,
+            limiter,
+            observed: Observed::default(),
+            output: PolicyOutput::default(),
+            pending: None,
+            phase: Phase::Resetting,
+            episode,
+            without_fresh: 0,
+            gap: false,
+        }
+    }
+
+    /// Arms the robot and sends it to the start of the first episode. Not part of a tick: it may wait.
+    ///
+    /// # Errors
+    /// When the robot does not answer or refuses.
+    pub fn start(&mut self) -> Result<(), Fault> {
+        self.robot.moving = true;
+        self.robot.robot.arm()?;
+        self.robot.robot.request_reset(self.episode, self.start_seed())?;
+        ControlCounters::count(&self.counters.episodes);
+        Ok(())
+    }
+
+    /// Waits until the robot stands at the start of the episode and returns when its answer arrived, so that
+    /// the first deadline can be put between two of its own. Only before the first tick.
+    ///
+    /// # Errors
+    /// When it does not come within the reset time.
+    pub fn find_phase(&mut self) -> Result<Stamp, Fault> {
+        let until = self.clock.now().plus(self.settings.period * self.settings.reset_steps);
+        let mut seen = 0;
+        while self.clock.now() < until {
+            if self.robot.robot.observe(&mut self.observed)? && self.observed.episode == self.episode {
+                seen += 1;
+                // The first may have waited in the socket; the second arrives as the robot sends it.
+                if seen == 2 {
+                    return Ok(self.clock.now());
+                }
+            }
+            self.clock.sleep_until(self.clock.now().plus(Duration::from_micros(500)));
+        }
+        Err(Fault::Reset { episode: self.episode, ticks: self.settings.reset_steps })
+    }
+
+    /// One control step: observe, record the step that ended, act, take a waiting policy.
+    ///
+    /// # Errors
+    /// The fault for which the robot has to be stopped; the caller calls [`ControlLoop::stop`].
+    pub fn tick(&mut self) -> Result<(), Fault> {
+        let before = (self.observed.episode, self.observed.tick);
+        let fresh = self.robot.robot.observe(&mut self.observed)?;
+        if fresh && self.observed.drive == DriveState::Fault {
+            return Err(Fault::Drive { bits: self.observed.faults.0 });
+        }
+        let advanced = fresh && before != (self.observed.episode, self.observed.tick);
+        match self.phase {
+            Phase::Resetting => self.await_start()?,
+            Phase::Running if advanced => {
+                self.without_fresh = 0;
+                self.close_step();
+                if self.phase == Phase::Running {
+                    self.act()?;
+                }
+            }
+            Phase::Running => self.without_observation()?,
+        }
+        self.take_policy();
+        Ok(())
+    }
+
+    /// Stops the robot after a fault; it stays stopped.
+    pub fn stop(&mut self) {
+        self.robot.stop();
+    }
+
+    /// Ends orderly: the step in flight is not a transition, the drive is disarmed.
+    pub fn finish(mut self) {
+        if let Some(mut last) = self.pending.take() {
+            last.flags.insert(StepFlags::OBSERVATION_ONLY);
+            self.push(last);
+        }
+        if std::mem::take(&mut self.robot.moving) {
+            self.robot.robot.disarm();
+        }
+    }
+
+    /// Number of the present episode.
+    pub fn episode(&self) -> u32 {
+        self.episode
+    }
+
+    fn start_seed(&self) -> u64 {
+        self.settings.start_seed.wrapping_add(u64::from(self.episode))
+    }
+
+    fn await_start(&mut self) -> Result<(), Fault> {
+        if self.observed.episode == self.episode && self.observed.tick == 0 {
+            self.phase = Phase::Running;
+            self.without_fresh = 0;
+            self.limiter.reset();
+            return self.act();
+        }
+        self.without_fresh += 1;
+        if self.without_fresh > self.settings.reset_steps {
+            return Err(Fault::Reset { episode: self.episode, ticks: self.without_fresh });
+        }
+        Ok(())
+    }
+
+    /// The step that started at the observation before has ended in this one: it becomes a record with the
+    /// action and reward that the robot reports. Ends the episode where the task or the time limit does.
+    fn close_step(&mut self) {
+        let observed = &self.observed;
+        let over = observed.terminated || observed.tick >= self.settings.max_steps;
+        if let Some(mut step) = self.pending.take() {
+            if observed.tick == step.step + 1 && observed.reward_valid {
+                step.action.clear();
+                let _ = step.action.extend_from_slice(&observed.applied);
+                step.reward = observed.reward;
+                if observed.terminated {
+                    step.flags.insert(StepFlags::TERMINATED);
+                } else if over {
+                    step.flags.insert(StepFlags::TRUNCATED);
+                }
+            } else {
+                // States in between are lost: what was applied then is not known, so no transition is made.
+                let missed = u64::from(observed.tick.saturating_sub(step.step + 1));
+                self.counters.missed_states.fetch_add(missed, Relaxed);
+                step.flags.insert(StepFlags::OBSERVATION_ONLY);
+                self.gap = true;
+            }
+            self.push(step);
+        }
+        if over {
+            let mut last = self.record();
+            last.flags.insert(StepFlags::OBSERVATION_ONLY);
+            self.push(last);
+            self.begin_episode();
+        }
+    }
+
+    fn begin_episode(&mut self) {
+        self.episode += 1;
+        self.phase = Phase::Resetting;
+        self.without_fresh = 0;
+        // A send that fails shows as a reset that does not come: `Fault::Reset`.
+        let _ = self.robot.robot.request_reset(self.episode, self.start_seed());
+        ControlCounters::count(&self.counters.episodes);
+    }
+
+    /// Policy, limits, robot.
+    fn act(&mut self) -> Result<(), Fault> {
+        let inferred = self.slot.policy().infer(&self.observed.observation, &mut self.output);
+        inferred.map_err(|_| Fault::Policy)?;
+        let mut action = [0.0f32; MAX_ACTION];
+        let action = &mut action[..self.output.action_dim];
+        for (d, entry) in action.iter_mut().enumerate() {
+            // Eq. 5: one Gaussian for the ensemble, squashed once.
+            let noise: f32 = match self.settings.exploration {
+                Exploration::Stochastic => StandardNormal.sample(&mut self.rng),
+                Exploration::Deterministic => 0.0,
+            };
+            *entry = (self.output.mean[d] + self.output.std[d] * noise).tanh();
+        }
+        match self.limiter.limit(action) {
+            Limited::No => {}
+            Limited::Yes => ControlCounters::count(&self.counters.limited_actions),
+            Limited::NotFinite => ControlCounters::count(&self.counters.bad_actions),
+        }
+        self.robot.robot.apply(action)?;
+        let mut step = self.record();
+        let _ = step.action.extend_from_slice(action);
+        self.pending = Some(step);
+        Ok(())
+    }
+
+    fn without_observation(&mut self) -> Result<(), Fault> {
+        ControlCounters::count(&self.counters.stale);
+        self.without_fresh += 1;
+        if self.without_fresh >= self.settings.lost_steps {
+            return Err(Fault::Lost { ticks: self.without_fresh });
+        }
+        if self.without_fresh >= self.settings.stale_steps {
+            let zero = [0.0f32; MAX_ACTION];
+            self.robot.robot.apply(&zero[..self.output.action_dim])?;
+        }
+        Ok(())
+    }
+
+    fn take_policy(&mut self) {
+        if self.observed.observation.is_empty() {
+            return;
+        }
+        match self.slot.poll(&self.observed.observation, &mut self.output) {
+            None => return,
+            Some(Swapped::Taken) => ControlCounters::count(&self.counters.swaps),
+            Some(Swapped::RolledBack) => ControlCounters::count(&self.counters.rollbacks),
+            Some(Swapped::Refused) => ControlCounters::count(&self.counters.refused_policies),
+        }
+        self.counters.generation.store(u64::from(self.slot.generation()), Relaxed);
+    }
+
+    /// A record that starts at the present observation.
+    fn record(&self) -> StepRecord {
+        let mut flags = StepFlags::default();
+        if self.without_fresh > 0 {
+            flags.insert(StepFlags::STALE);
+        }
+        StepRecord {
+            episode: self.episode,
+            step: self.observed.tick,
+            flags,
+            policy_generation: self.slot.generation(),
+            capture_us: self.observed.capture.0,
+            use_us: self.clock.now().0,
+            reward: 0.0,
+            observation: self.observed.observation.clone(),
+            action: heapless::Vec::new(),
+        }
+    }
+
+    fn push(&mut self, mut step: StepRecord) {
+        if self.gap && !step.flags.contains(StepFlags::OBSERVATION_ONLY) {
+            step.flags.insert(StepFlags::GAP);
+            self.gap = false;
+        }
+        let transition = !step.flags.contains(StepFlags::OBSERVATION_ONLY);
+        if self.steps.push(step) {
+            self.counters.steps.fetch_add(u64::from(transition), Relaxed);
+        } else {
+            ControlCounters::count(&self.counters.dropped_steps);
+            self.gap = true;
+        }
+    }
+}

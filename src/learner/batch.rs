@@ -1,0 +1,60 @@
+//! A minibatch as tensors on the learner's device.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::rl;
+use crate::spaces::{Minibatch, Spaces};
+
+/// Lengths of an observation and of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// Length of an observation.
+    pub observation: usize,
+    /// Length of an action.
+    pub action: usize,
+}
+
+impl From<&Spaces> for Dims {
+    fn from(spaces: &Spaces) -> Self {
+        Self { observation: spaces.observation_dim(), action: spaces.action_dim() }
+    }
+}
+
+/// One upload of a [`Minibatch`], `B` rows.
+pub(super) struct Batch {
+    /// `(B, observation)`.
+    pub(super) observation: Tensor,
+    /// `s ++ a`, `(B, observation + action)`.
+    pub(super) state_action: Tensor,
+    /// `(B, action)`.
+    pub(super) action: Tensor,
+    /// `(B)`.
+    pub(super) reward: Tensor,
+    /// `(B)`.
+    pub(super) terminated: Tensor,
+    /// `(B, observation)`.
+    pub(super) next_observation: Tensor,
+}
+
+impl Batch {
+    pub(super) fn upload(host: &Minibatch, dims: Dims, device: &Device) -> Result<Self> {
+        let rows = host.rows;
+        let observation = Tensor::from_slice(&host.observation, (rows, dims.observation), device)?;
+        let action = Tensor::from_slice(&host.action, (rows, dims.action), device)?;
+        Ok(Self {
+            state_action: rl::state_action(&observation, &action)?,
+            observation,
+            action,
+            reward: Tensor::from_slice(&host.reward, rows, device)?,
+            terminated: Tensor::from_slice(&host.terminated, rows, device)?,
+            next_observation: Tensor::from_slice(&host.next_observation, (rows, dims.observation), device)?,
+        })
+    }
+}
+
+/// `s ++ a` of a minibatch of which nothing else is needed, `(B, observation + action)`.
+pub(super) fn upload_state_action(host: &Minibatch, dims: Dims, device: &Device) -> Result<Tensor> {
+    let observation = Tensor::from_slice(&host.observation, (host.rows, dims.observation), device)?;
+    let action = Tensor::from_slice(&host.action, (host.rows, dims.action), device)?;
+    rl::state_action(&observation, &action)
+}

@@ -1,0 +1,86 @@
+//! What an update reports: losses, health of the ensemble, and where the processor time went.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock;
+
+/// Numbers of one update, all taken before its optimiser steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct UpdateMetrics {
+    /// Sum over members and twins of the mean squared temporal-difference error.
+    pub critic_loss: f32,
+    /// `mean(alpha log pi - Q)`.
+    pub actor_loss: f32,
+    /// Loss of the entropy temperature.
+    pub temperature_loss: f32,
+    /// Entropy temperature `alpha` the losses used.
+    pub temperature: f32,
+    /// `-mean log pi(a|s)` of the ensemble policy, nats.
+    pub entropy: f32,
+    /// Mean of all critics at the minibatch's own actions.
+    pub q_mean: f32,
+    /// Mean bootstrapped target.
+    pub target_mean: f32,
+    /// Share of the ensemble policy's variance that the members' disagreement makes up, `[0, 1]`.
+    pub disagreement_share: f32,
+    /// Share of offline rows in the minibatch, `[0, 1]`.
+    pub offline_share: f32,
+    /// What the density-ratio network reports; `None` with a sampler that has no use for it.
+    pub density: Option<DensityMetrics>,
+}
+
+/// Numbers of one pass of the density-ratio network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DensityMetrics {
+    /// Loss of the network.
+    pub loss: f32,
+    /// Estimate of the Jensen-Shannon divergence between online and offline data, nats, at most ln 2.
+    pub js_estimate: f32,
+    /// Share of minibatch rows with a ratio of exactly 0.
+    pub zero_share: f32,
+    /// Share of new priorities at the lower bound.
+    pub clipped_low_share: f32,
+    /// Share of new priorities at the upper bound.
+    pub clipped_high_share: f32,
+}
+
+/// Processor time of the learner's thread by part of an update, summed since the learner was built.
+///
+/// Kernels that run on further threads are not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Timings {
+    /// Drawing minibatches and noise, writing priorities, copies to the device.
+    pub sampling: Duration,
+    /// Density-ratio network: loss, gradients and priorities.
+    pub density: Duration,
+    /// Bootstrapped targets.
+    pub target: Duration,
+    /// Critic loss.
+    pub critic_forward: Duration,
+    /// Critic gradients.
+    pub critic_backward: Duration,
+    /// Actor and temperature losses and gradients.
+    pub actor: Duration,
+    /// Optimiser steps.
+    pub optimiser: Duration,
+    /// Target networks.
+    pub polyak: Duration,
+}
+
+/// Splits a thread's processor time into laps.
+pub(super) struct Laps(Duration);
+
+impl Laps {
+    pub(super) fn start() -> Self {
+        Self(clock::thread_cpu())
+    }
+
+    /// Adds the time since the last lap to `part`.
+    pub(super) fn add_to(&mut self, part: &mut Duration) {
+        let now = clock::thread_cpu();
+        *part += now.saturating_sub(self.0);
+        self.0 = now;
+    }
+}

@@ -1,0 +1,95 @@
+//! The learner (layer 4): gradient updates on an ensemble of SAC agents beside a running robot.
+//!
+//! [`Schedule`] says how many updates are due, [`Learner`] makes one and saves or restores itself exactly,
+//! [`pretrain`] makes a first ensemble out of recorded data. All of it is plain code on the caller's thread (the
+//! runtime's learner thread); nothing here spawns, talks to a robot or knows what a policy is used for.
+//!
+//! Method: Off2OnRL (balanced replay and pessimistic Q-ensemble) as in its published code; equations are named at
+//! the functions of [`crate::rl`].
+//!
+//! Invariants: every loss of an update uses the parameters from before its first step; equal seed, data, build and
+//! device give equal bytes for any number of threads; the replay is locked only to draw and to write priorities.
+
+mod batch;
+pub mod checkpoint;
+mod density;
+mod metrics;
+mod networks;
+mod persist;
+pub mod pretrain;
+pub mod schedule;
+mod streams;
+mod tensors;
+mod update;
+
+pub use batch::Dims;
+pub use checkpoint::CheckpointError;
+pub use metrics::{DensityMetrics, Timings, UpdateMetrics};
+pub use schedule::Schedule;
+pub use streams::stream;
+pub use update::Learner;
+
+use crate::replay::ReplayError;
+
+/// Why the learner cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LearnerError {
+    /// A network does not fit the robot or the other networks.
+    #[error("`{network}` has {} members of widths {:?}, needed are {} of {:?}: choose a policy bundle with actors and critics that was made for this robot", found.0, found.1, wanted.0, wanted.1)]
+    Shape {
+        /// Which network.
+        network: &'static str,
+        /// Its members and the widths of its layers, input first.
+        found: (usize, Vec<usize>),
+        /// What is needed.
+        wanted: (usize, Vec<usize>),
+    },
+    /// A network holds NaN or infinity.
+    #[error("`{network}` holds a number that is not finite: the bundle is damaged or its training diverged")]
+    NotANumber {
+        /// Which network.
+        network: &'static str,
+    },
+    /// The configured device is not there.
+    #[error(
+        "learner.device: {source}; set it to \"cpu\" or build with the `cuda` feature on a machine with an NVIDIA GPU"
+    )]
+    Device {
+        /// The tensor library's answer.
+        source: candle_core::Error,
+    },
+    /// A loss diverged. The networks are those from before the update.
+    #[error(
+        "update {update}: {quantity} is {value}: the learner stopped before the step; lower the learning rates or look for broken rewards and observations in the replay"
+    )]
+    NotFinite {
+        /// Which number.
+        quantity: &'static str,
+        /// Its value.
+        value: f32,
+        /// Updates made before.
+        update: u64,
+    },
+    /// A tensor operation failed.
+    #[error("learner cannot {action}: {source}")]
+    Tensor {
+        /// What was tried.
+        action: &'static str,
+        /// The tensor library's answer.
+        source: candle_core::Error,
+    },
+    /// The replay refused.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl LearnerError {
+    /// Wraps a tensor error with what was tried.
+    fn tensor(action: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
+        move |source| Self::Tensor { action, source }
+    }
+}

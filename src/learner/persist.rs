@@ -1,0 +1,229 @@
+//! A learner as a checkpoint: exact, all or nothing.
+//!
+//! Parts: `networks.safetensors` (actor, critics, targets, density network, `log_alpha`),
+//! `optimisers.safetensors` (Adam's moments), `state.bin` (version as u32 little-endian, then [`State`] in
+//! bincode). Priorities and records are the replay's own files.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::LearnerError;
+use super::batch::Dims;
+use super::checkpoint::{self, CheckpointError, Parts};
+use super::networks::{Networks, Optimisers, check, device};
+use super::tensors::{ArrayError, Arrays};
+use super::update::{Learner, Streams};
+use crate::config::{LearnerConfig, ReplayConfig, SamplerKind};
+use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack};
+use crate::replay::ReplayState;
+
+const NETWORKS: &str = "networks.safetensors";
+const OPTIMISERS: &str = "optimisers.safetensors";
+const STATE: &str = "state.bin";
+/// Version of the three parts together.
+const VERSION: u32 = 1;
+
+/// What is not a tensor.
+#[derive(Serialize, Deserialize)]
+struct State {
+    updates: u64,
+    minibatch: ChaCha8Rng,
+    noise: ChaCha8Rng,
+    next_noise: ChaCha8Rng,
+    /// Steps of the optimisers of actor, critic 1, critic 2 and temperature.
+    steps: [u64; 4],
+    density: Option<DensityState>,
+    replay: ReplayState,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DensityState {
+    online: ChaCha8Rng,
+    offline: ChaCha8Rng,
+    step: u64,
+}
+
+impl Learner {
+    /// Writes a checkpoint into `dir` and returns the folder of its generation; `replay` comes from
+    /// [`crate::replay::Replay::state`]. The newest checkpoint before it stays until this one is durable.
+    ///
+    /// # Errors
+    /// When the device cannot be read or the file system refuses.
+    pub fn save(&self, dir: &Path, replay: &ReplayState) -> Result<PathBuf, LearnerError> {
+        let (networks, optimisers, steps) = self.arrays()?;
+        let density = self.density.as_ref().zip(steps.get(4)).map(|(density, step)| DensityState {
+            online: density.online_rng.clone(),
+            offline: density.offline_rng.clone(),
+            step: *step,
+        });
+        let state = State {
+            updates: self.updates,
+            minibatch: self.streams.minibatch.clone(),
+            noise: self.streams.noise.clone(),
+            next_noise: self.streams.next_noise.clone(),
+            steps: [steps[0], steps[1], steps[2], steps[3]],
+            density,
+            replay: *replay,
+        };
+        let encode = |part: &str, arrays: &Arrays| arrays.encode().map_err(|e| unusable(dir, part, &e));
+        let mut state_bytes = VERSION.to_le_bytes().to_vec();
+        let encoded = bincode::serde::encode_to_vec(&state, bincode::config::standard());
+        state_bytes.extend(encoded.map_err(|e| unusable(dir, STATE, &e))?);
+        let parts = [
+            (NETWORKS, encode(NETWORKS, &networks)?),
+            (OPTIMISERS, encode(OPTIMISERS, &optimisers)?),
+            (STATE, state_bytes),
+        ];
+        Ok(checkpoint::write(dir, &parts)?)
+    }
+
+    /// Networks, moments, and the optimisers' steps in the order of [`State::steps`], density last if there is one.
+    fn arrays(&self) -> Result<(Arrays, Arrays, Vec<u64>), LearnerError> {
+        let weights = self.weights()?;
+        let mut networks = Arrays::default();
+        networks.put_stack("actor", weights.actor.stack);
+        networks.put_stack("critic1", weights.critic1);
+        networks.put_stack("critic2", weights.critic2);
+        if let Some((target1, target2)) = weights.targets {
+            networks.put_stack("target1", target1);
+            networks.put_stack("target2", target2);
+        }
+        networks.put("log_alpha".into(), vec![], weights.log_alpha.into_iter().collect());
+        if let Some(density) = &self.density {
+            networks.put_stack(
+                "density",
+                density.network.to_weights().map_err(LearnerError::tensor("copy the density network"))?,
+            );
+        }
+        let (mut optimisers, mut steps) = (Arrays::default(), Vec::new());
+        for (name, adam) in
+            self.optimisers.named().into_iter().chain(self.density.as_ref().map(|d| ("density", &d.optimiser)))
+        {
+            let state = adam.state().map_err(LearnerError::tensor("copy an optimiser"))?;
+            steps.push(state.step);
+            for (moment, arrays) in [("m", state.m), ("v", state.v)] {
+                for (index, values) in arrays.into_iter().enumerate() {
+                    optimisers.put(format!("{name}.{moment}.{index}"), vec![values.len()], values);
+                }
+            }
+        }
+        Ok((networks, optimisers, steps))
+    }
+
+    /// The learner of the newest checkpoint in `dir`, and what [`crate::replay::Replay::restore`] takes. It goes on
+    /// as the one that was saved, to the byte; learning rates and other settings are those of `config`.
+    ///
+    /// # Errors
+    /// When there is no checkpoint, or a part is missing, altered, of another version or does not fit `dims` or the
+    /// sampler; the error names the part.
+    pub fn load(
+        dir: &Path,
+        dims: Dims,
+        config: &LearnerConfig,
+        replay: &ReplayConfig,
+    ) -> Result<(Self, ReplayState), LearnerError> {
+        let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
+        let state = decode_state(&parts)?;
+        let mut networks = decode_arrays(&parts, NETWORKS)?;
+        let (weights, density) =
+            take_networks(&mut networks, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
+        if state.density.is_some() != (replay.sampler == SamplerKind::Balanced) {
+            return Err(parts.unusable(STATE, &"it was made with another `replay.sampler`").into());
+        }
+        check(&weights, dims)?;
+        let device = device(config.device)?;
+        let stack = |weights: crate::nn::StackWeights| Stack::from_weights(&weights, &device);
+        let density = density.map(stack).transpose().map_err(LearnerError::tensor("build the density network"))?;
+        let networks = Networks::new(&weights, config, &device).map_err(LearnerError::tensor("build the networks"))?;
+        let mut learner = Self::around(networks, density, dims, config, replay, 0, device)
+            .map_err(LearnerError::tensor("build the optimisers"))?;
+        let mut moments = decode_arrays(&parts, OPTIMISERS)?;
+        let mut restore = |name: &str, adam: &mut Adam, step: u64| -> Result<(), LearnerError> {
+            let moments = take_moments(&mut moments, name, step).map_err(|e| refuse(&parts, OPTIMISERS, e))?;
+            adam.restore(&moments).map_err(|e| parts.unusable(OPTIMISERS, &e).into())
+        };
+        for ((name, adam), step) in learner.optimisers.named_mut().into_iter().zip(state.steps) {
+            restore(name, adam, step)?;
+        }
+        if let (Some(density), Some(saved)) = (&mut learner.density, state.density) {
+            restore("density", &mut density.optimiser, saved.step)?;
+            (density.online_rng, density.offline_rng) = (saved.online, saved.offline);
+        }
+        learner.streams = Streams { minibatch: state.minibatch, noise: state.noise, next_noise: state.next_noise };
+        learner.updates = state.updates;
+        Ok((learner, state.replay))
+    }
+}
+
+impl Optimisers {
+    fn named(&self) -> [(&'static str, &Adam); 4] {
+        [
+            ("actor", &self.actor),
+            ("critic1", &self.critic1),
+            ("critic2", &self.critic2),
+            ("temperature", &self.temperature),
+        ]
+    }
+
+    fn named_mut(&mut self) -> [(&'static str, &mut Adam); 4] {
+        [
+            ("actor", &mut self.actor),
+            ("critic1", &mut self.critic1),
+            ("critic2", &mut self.critic2),
+            ("temperature", &mut self.temperature),
+        ]
+    }
+}
+
+fn decode_state(parts: &Parts) -> Result<State, LearnerError> {
+    let Some((version, rest)) = parts.part(STATE)?.split_first_chunk::<4>() else {
+        return Err(parts.unusable(STATE, &"it is too short").into());
+    };
+    let version = u32::from_le_bytes(*version);
+    if version != VERSION {
+        return Err(parts.unusable(STATE, &format!("version {version}, this program reads {VERSION}")).into());
+    }
+    let (state, _) =
+        bincode::serde::decode_from_slice(rest, bincode::config::standard()).map_err(|e| parts.unusable(STATE, &e))?;
+    Ok(state)
+}
+
+fn decode_arrays(parts: &Parts, name: &str) -> Result<Arrays, LearnerError> {
+    Arrays::decode(parts.part(name)?).map_err(|e| refuse(parts, name, e))
+}
+
+fn take_networks(
+    arrays: &mut Arrays,
+    config: &LearnerConfig,
+    with_density: bool,
+) -> Result<(EnsembleWeights, Option<crate::nn::StackWeights>), ArrayError> {
+    let weights = EnsembleWeights {
+        actor: ActorWeights { stack: arrays.take_stack("actor")?, log_std: config.log_std },
+        critic1: arrays.take_stack("critic1")?,
+        critic2: arrays.take_stack("critic2")?,
+        targets: Some((arrays.take_stack("target1")?, arrays.take_stack("target2")?)),
+        log_alpha: arrays.take("log_alpha")?.first().copied(),
+    };
+    let density = with_density.then(|| arrays.take_stack("density")).transpose()?;
+    Ok((weights, density))
+}
+
+/// Moments of an optimiser with one variable, which is what all of the learner's are.
+fn take_moments(arrays: &mut Arrays, name: &str, step: u64) -> Result<AdamState, ArrayError> {
+    let mut take = |moment: &str| Ok::<_, ArrayError>(vec![arrays.take(&format!("{name}.{moment}.0"))?]);
+    Ok(AdamState { step, m: take("m")?, v: take("v")? })
+}
+
+fn refuse(parts: &Parts, part: &str, error: ArrayError) -> LearnerError {
+    match error {
+        ArrayError::Missing(tensor) => parts.missing(format!("{part}: {tensor}")).into(),
+        other => parts.unusable(part, &other).into(),
+    }
+}
+
+fn unusable(dir: &Path, part: &str, reason: &dyn Display) -> CheckpointError {
+    CheckpointError::Unusable { dir: dir.to_owned(), part: part.to_owned(), reason: reason.to_string() }
+}

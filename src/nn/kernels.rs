@@ -1,0 +1,290 @@
+//! Loops over rows of matrices, and the matrix product.
+//!
+//! Every kernel is compiled twice on x86-64: for the baseline and for AVX2 with FMA, chosen at run time, because the
+//! default build of the program is for any x86-64. Other processors get the plain loop, which the compiler
+//! vectorises for their own baseline. Matrices are row-major.
+#![allow(unsafe_code, reason = "the matrix product takes pointers; the wide copy of a kernel needs a processor check")]
+#![allow(clippy::inline_always, reason = "a loop must be compiled inside the function that enables its instructions")]
+
+use candle_core::WithDType;
+
+/// `f32` or `f64`: the learner computes in the first, tests of formulas in the second.
+pub(super) trait Real: WithDType {}
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// `eps` under the root of a layer norm (flax's default, which the published checkpoints use).
+pub(super) const LAYER_NORM_EPS: f64 = 1e-6;
+
+/// Partial sums that a reduction keeps; a constant, so that results do not depend on the processor's width.
+const LANES: usize = 32;
+
+/// Declares a kernel in its plain and its AVX2 form.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident : $type:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$doc])*
+        pub(super) fn $name<T: Real>($($arg: $type),*) {
+            #[inline(always)]
+            fn plain<T: Real>($($arg: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn wide<T: Real>($($arg: $type),*) {
+                    plain($($arg),*);
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the processor has both features, as just checked.
+                    return unsafe { wide($($arg),*) };
+                }
+            }
+            plain($($arg),*);
+        }
+    )*};
+}
+
+/// Sum of `f` over two rows of equal length, in `LANES` partial sums.
+#[inline(always)]
+fn reduce<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::zero(); LANES];
+    let (blocks_a, blocks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut tail = T::zero();
+    for (x, y) in blocks_a.remainder().iter().zip(blocks_b.remainder()) {
+        tail += f(*x, *y);
+    }
+    for (x, y) in blocks_a.zip(blocks_b) {
+        for i in 0..LANES {
+            lanes[i] += f(x[i], y[i]);
+        }
+    }
+    lanes.iter().fold(tail, |sum, lane| sum + *lane)
+}
+
+/// `relu` that keeps NaN visible.
+#[inline(always)]
+fn relu<T: Real>(v: T) -> T {
+    if v <= T::zero() { T::zero() } else { v }
+}
+
+kernels! {
+    /// `y[r] += bias`.
+    fn add_bias(y: &mut [T], bias: &[T]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            for (v, b) in row.iter_mut().zip(bias) {
+                *v += *b;
+            }
+        }
+    }
+
+    /// `y[r] = relu(y[r] + bias)`.
+    fn add_bias_relu(y: &mut [T], bias: &[T]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            for (v, b) in row.iter_mut().zip(bias) {
+                *v = relu(*v + *b);
+            }
+        }
+    }
+
+    /// `out = relu(layer_norm(x + bias))`; leaves the normalised rows in `x` and `1/std` of each row in `inv_std`.
+    fn layer_norm_relu(x: &mut [T], bias: &[T], scale: &[T], shift: &[T], inv_std: &mut [T], out: &mut [T]) {
+        let width = bias.len();
+        let count = T::from_f64(width as f64);
+        for ((row, inv), out) in x.chunks_exact_mut(width).zip(inv_std).zip(out.chunks_exact_mut(width)) {
+            for (v, b) in row.iter_mut().zip(bias) {
+                *v += *b;
+            }
+            let mean = reduce(row, row, |v, _| v) / count;
+            let variance = reduce(row, row, |v, _| (v - mean) * (v - mean)) / count;
+            *inv = T::from_f64(1.0 / (variance.to_f64() + LAYER_NORM_EPS).sqrt());
+            for (((v, y), s), b) in row.iter_mut().zip(out).zip(scale).zip(shift) {
+                *v = (*v - mean) * *inv;
+                *y = relu(*v * *s + *b);
+            }
+        }
+    }
+
+    /// `out[r] = x[r] . weight + bias`: a product with one column.
+    fn dot_rows(x: &[T], weight: &[T], bias: T, out: &mut [T]) {
+        for (row, y) in x.chunks_exact(weight.len()).zip(out) {
+            *y = reduce(row, weight, |a, b| a * b) + bias;
+        }
+    }
+
+    /// `out += sum_r g[r] x[r]`: the weight gradient of a product with one column.
+    fn add_weighted_rows(x: &[T], g: &[T], out: &mut [T]) {
+        for (row, g) in x.chunks_exact(out.len()).zip(g) {
+            for (y, v) in out.iter_mut().zip(row) {
+                *y += *g * *v;
+            }
+        }
+    }
+
+    /// `delta[i] = g[rows[i]] weight`: the input gradient of a product with one column.
+    fn outer_rows(g: &[T], rows: &[usize], weight: &[T], delta: &mut [T]) {
+        for (row, r) in delta.chunks_exact_mut(weight.len()).zip(rows) {
+            for (d, w) in row.iter_mut().zip(weight) {
+                *d = g[*r] * *w;
+            }
+        }
+    }
+
+    /// `delta[i] = 0` where the ReLU output `h[rows[i]]` is 0.
+    fn relu_backward(delta: &mut [T], h: &[T], rows: &[usize], width: usize) {
+        for (row, r) in delta.chunks_exact_mut(width).zip(rows) {
+            for (d, h) in row.iter_mut().zip(&h[r * width..][..width]) {
+                *d = if *h <= T::zero() { T::zero() } else { *d };
+            }
+        }
+    }
+
+    /// Gradient through a layer norm, in place; `x` holds the normalised rows.
+    fn layer_norm_backward(delta: &mut [T], x: &[T], inv_std: &[T], rows: &[usize], scale: &[T]) {
+        let width = scale.len();
+        let count = T::from_f64(width as f64);
+        for (row, r) in delta.chunks_exact_mut(width).zip(rows) {
+            let x = &x[r * width..][..width];
+            for (d, s) in row.iter_mut().zip(scale) {
+                *d *= *s;
+            }
+            let mean = reduce(row, row, |d, _| d) / count;
+            let along = reduce(row, x, |d, x| d * x) / count;
+            for (d, x) in row.iter_mut().zip(x) {
+                *d = inv_std[*r] * (*d - mean - *x * along);
+            }
+        }
+    }
+
+    /// `scale[c] += sum_r delta[r][c] x[r][c]`: the gradient of a layer norm's scale.
+    fn add_column_dots(delta: &[T], x: &[T], scale: &mut [T]) {
+        let width = scale.len();
+        for (row, x) in delta.chunks_exact(width).zip(x.chunks_exact(width)) {
+            for ((s, d), x) in scale.iter_mut().zip(row).zip(x) {
+                *s += *d * *x;
+            }
+        }
+    }
+
+    /// `out[c] += sum_r delta[r][c]`: the gradient of a bias.
+    fn add_column_sums(delta: &[T], out: &mut [T]) {
+        for row in delta.chunks_exact(out.len()) {
+            for (y, d) in out.iter_mut().zip(row) {
+                *y += *d;
+            }
+        }
+    }
+
+    /// `total += part`.
+    fn add_into(total: &mut [T], part: &[T]) {
+        for (t, p) in total.iter_mut().zip(part) {
+            *t += *p;
+        }
+    }
+
+    /// `target += tau (online - target)`, computed as the weighted mean of the papers.
+    fn blend(target: &mut [T], online: &[T], tau: f64) {
+        let (keep, take) = (T::from_f64(1.0 - tau), T::from_f64(tau));
+        for (t, o) in target.iter_mut().zip(online) {
+            *t = *t * keep + *o * take;
+        }
+    }
+}
+
+/// One step of Adam with its bias corrections as scalars, so that the loop is one pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdamStep {
+    /// Decay of the first moment.
+    pub(super) beta1: f32,
+    /// `1 - beta1`, rounded from double precision.
+    pub(super) take1: f32,
+    /// Decay of the second moment.
+    pub(super) beta2: f32,
+    /// `1 - beta2`.
+    pub(super) take2: f32,
+    /// `lr / (1 - beta1^t)`.
+    pub(super) rate: f32,
+    /// `1 / sqrt(1 - beta2^t)`.
+    pub(super) root_scale: f32,
+    /// Added outside the root.
+    pub(super) eps: f32,
+}
+
+/// `m`, `v` and the parameters after one step along `gradient`.
+pub(super) fn adam(parameters: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], step: AdamStep) {
+    #[inline(always)]
+    fn plain(parameters: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], s: AdamStep) {
+        for (((p, m), v), g) in parameters.iter_mut().zip(m).zip(v).zip(gradient) {
+            *m = s.beta1 * *m + s.take1 * g;
+            *v = s.beta2 * *v + s.take2 * (g * g);
+            *p -= s.rate * *m / (v.sqrt() * s.root_scale + s.eps);
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn wide(parameters: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], s: AdamStep) {
+            plain(parameters, m, v, gradient, s);
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has both features, as just checked.
+            return unsafe { wide(parameters, m, v, gradient, step) };
+        }
+    }
+    plain(parameters, m, v, gradient, step);
+}
+
+/// A matrix in a slice, read with strides; a transposed view swaps them.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a, T> {
+    data: &'a [T],
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// Row-major with `columns` columns.
+    pub(super) fn rows(data: &'a [T], columns: usize) -> Self {
+        Self { data, row_stride: columns, column_stride: 1 }
+    }
+
+    /// The transpose of a row-major matrix with `columns` columns.
+    pub(super) fn transposed(data: &'a [T], columns: usize) -> Self {
+        Self { data, row_stride: 1, column_stride: columns }
+    }
+
+    /// Whether every entry of an `(m, n)` view lies in the slice.
+    fn holds(&self, m: usize, n: usize) -> bool {
+        m == 0 || n == 0 || (m - 1) * self.row_stride + (n - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// `out = a b` with `a` `(m, k)`, `b` `(k, n)` and `out` row-major `(m, n)`, on the calling thread.
+///
+/// # Panics
+/// When a slice is too short for its shape; callers derive both from one plan.
+pub(super) fn product<T: Real>((m, n, k): (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>) {
+    assert!(out.len() >= m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
+    // SAFETY: the assertion keeps every access inside the three slices, `out` is borrowed mutably and so cannot
+    // overlap the others, `T` is `f32` or `f64`, and `read_dst` is false, so old contents of `out` are not read.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::zero(),
+            T::one(),
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

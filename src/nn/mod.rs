@@ -1,0 +1,25 @@
+//! Networks of the learner (layer 1): stacks of equal multi-layer perceptrons, the tanh-Gaussian policy, Adam.
+//!
+//! Tensors are candle's. A [`Stack`] is one differentiable operation with kernels of its own, so that a loss is
+//! plain tensor algebra on `(members, batch)` values and still runs at the speed of the matrix products. There are
+//! no reinforcement-learning words here; losses live in `rl`.
+//!
+//! Everything is called from one thread at a time, the learner's. A stack may split its members over more threads;
+//! results are the same to the bit for any number of them.
+
+mod adam;
+mod kernels;
+mod member;
+mod one_thread;
+pub mod pointwise;
+mod stack;
+mod stack_op;
+pub mod tanh_gaussian;
+pub mod weights;
+#[cfg(test)]
+mod witness;
+
+pub use adam::{Adam, AdamSettings, AdamState, copy_into, polyak};
+pub use one_thread::hold_candle_to_one_thread;
+pub use stack::{Init, Stack};
+pub use weights::*;

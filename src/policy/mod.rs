@@ -1,0 +1,106 @@
+//! The policy of the control loop (layer 2): an ensemble of actors as one file, and the engines that run it.
+//!
+//! An exported policy is one ONNX file ([`onnx_file`]) that serves every engine: the built-in forward pass
+//! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare`] encodes, checks, warms up and
+//! hands back a [`PolicyBackend`]; a policy that fails a check is never offered. [`bundle`] keeps a policy with its
+//! critics, provenance and hashes in a folder; [`import`] reads checkpoints of others.
+//!
+//! It does not sample actions, apply limits, swap policies or learn: `control` and `learner` do.
+//!
+//! Invariants: a [`PolicyBackend`] that exists passed the checks of its constructor, accepts exactly
+//! `observation_dim` finite numbers and answers with finite numbers or an error. [`PolicyBackend::infer`] runs on the
+//! control thread and does not allocate, lock, log or touch files; everything else runs on other threads.
+
+pub mod bundle;
+pub mod checks;
+mod error;
+pub mod golden;
+pub mod import;
+pub mod manifest;
+pub mod native;
+pub mod onnx_file;
+mod onnx_graph;
+mod onnx_proto;
+pub mod onnxruntime;
+mod panel;
+mod pickle;
+mod prepare;
+#[cfg(test)]
+mod sample;
+pub mod structure;
+pub mod torch_legacy;
+pub mod weights_file;
+
+pub use bundle::Bundle;
+pub use error::PolicyError;
+pub use firmware_bridge::MAX_ACTION;
+pub use prepare::{Engine, Prepared, Report, prepare, prepare_file};
+
+/// The ensemble's Gaussian before `tanh`, moment-matched over its members (Off2OnRL, Eq. 5).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyOutput {
+    /// Mean of the members' means; the first `action_dim` entries count.
+    pub mean: [f32; MAX_ACTION],
+    /// Standard deviation, positive; the first `action_dim` entries count.
+    pub std: [f32; MAX_ACTION],
+    /// Length of an action.
+    pub action_dim: usize,
+}
+
+impl Default for PolicyOutput {
+    fn default() -> Self {
+        Self { mean: [0.0; MAX_ACTION], std: [0.0; MAX_ACTION], action_dim: 0 }
+    }
+}
+
+impl PolicyOutput {
+    /// The means that count.
+    pub fn mean(&self) -> &[f32] {
+        &self.mean[..self.action_dim.min(MAX_ACTION)]
+    }
+
+    /// The standard deviations that count.
+    pub fn std(&self) -> &[f32] {
+        &self.std[..self.action_dim.min(MAX_ACTION)]
+    }
+}
+
+/// An engine with a policy in it.
+pub trait PolicyBackend: Send {
+    /// Runs the ensemble on one observation. Real-time: no Rust allocation, neither on success nor on failure.
+    ///
+    /// # Errors
+    /// [`PolicyError::ObservationLength`], [`PolicyError::ObservationNotFinite`], [`PolicyError::OutputNotFinite`],
+    /// [`PolicyError::Run`]. `out` then holds nothing to act on.
+    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError>;
+
+    /// Which engine this is, for people and records.
+    fn engine(&self) -> &'static str;
+
+    /// Length of an observation.
+    fn observation_dim(&self) -> usize;
+
+    /// Length of an action.
+    fn action_dim(&self) -> usize;
+}
+
+/// What every engine demands of an observation.
+fn check_observation(observation: &[f32], expected: usize) -> Result<(), PolicyError> {
+    if observation.len() != expected {
+        return Err(PolicyError::ObservationLength { expected, got: observation.len() });
+    }
+    match observation.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(PolicyError::ObservationNotFinite { index }),
+        None => Ok(()),
+    }
+}
+
+/// What every engine promises of its output.
+fn check_output(out: &PolicyOutput) -> Result<(), PolicyError> {
+    for (output, values) in [("mean", out.mean()), ("std", out.std())] {
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(PolicyError::OutputNotFinite { output, index });
+        }
+    }
+    Ok(())
+}

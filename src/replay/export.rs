@@ -1,0 +1,100 @@
+//! A buffer as a data set.
+
+use super::{ReplayError, Store};
+use crate::episode::Dataset;
+use crate::spaces::{StepFlags, StepRecord};
+
+/// All transitions of a buffer as episodes, oldest first. An episode with missing steps becomes several; each of
+/// them ends truncated, with the observation that is known.
+///
+/// # Errors
+/// When the buffer cannot be read.
+pub fn export(store: &Store) -> Result<Dataset, ReplayError> {
+    let layout = store.layout();
+    let mut data =
+        Dataset { observation_dim: layout.observation_dim, action_dim: layout.action_dim, ..Dataset::default() };
+    let mut run: Vec<StepRecord> = Vec::new();
+    if store.is_empty() {
+        return Ok(data);
+    }
+    let mut record = StepRecord::default();
+    for sequence in store.first_sequence()..=store.last_sequence() {
+        let readable = store.record(sequence, &mut record).is_ok();
+        let follows = readable
+            && !record.flags.contains(StepFlags::GAP)
+            && run.last().is_some_and(|last| {
+                last.episode == record.episode
+                    && last.step + 1 == record.step
+                    && !last.flags.contains(StepFlags::OBSERVATION_ONLY)
+            });
+        if !follows {
+            close(&mut run, &mut data);
+        }
+        if readable {
+            run.push(record.clone());
+        }
+    }
+    close(&mut run, &mut data);
+    Ok(data)
+}
+
+/// Puts a run of consecutive records into the data set; its last record is the final observation.
+fn close(run: &mut Vec<StepRecord>, data: &mut Dataset) {
+    let Some((last, steps)) = run.split_last().filter(|(_, steps)| !steps.is_empty()) else {
+        run.clear();
+        return;
+    };
+    for step in steps {
+        data.observations.extend_from_slice(&step.observation);
+        data.actions.extend_from_slice(&step.action);
+        data.rewards.push(step.reward);
+        data.terminated.push(step.flags.contains(StepFlags::TERMINATED));
+        data.truncated.push(false);
+    }
+    let end = data.rewards.len();
+    data.truncated[end - 1] = !data.terminated[end - 1];
+    data.episode_ends.push(end);
+    data.final_observations.extend_from_slice(&last.observation);
+    run.clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::Layout;
+
+    fn record(episode: u32, step: u32, flags: StepFlags) -> StepRecord {
+        let mut r = StepRecord { episode, step, flags, reward: step as f32, ..StepRecord::default() };
+        r.observation.extend_from_slice(&[episode as f32, step as f32]).unwrap();
+        if !flags.contains(StepFlags::OBSERVATION_ONLY) {
+            r.action.push(0.5).unwrap();
+        }
+        r
+    }
+
+    #[test]
+    fn episodes_come_out_whole_and_gaps_split_them() {
+        let layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 1 };
+        let mut store = Store::in_memory(layout, 1024).unwrap();
+        let none = StepFlags::default();
+        for r in [
+            record(0, 0, none),
+            record(0, 1, StepFlags::TERMINATED),
+            record(0, 2, StepFlags::OBSERVATION_ONLY),
+            record(1, 0, none),
+            record(1, 1, StepFlags::OBSERVATION_ONLY),
+            record(1, 3, StepFlags::GAP),
+            record(1, 4, StepFlags::TRUNCATED),
+            record(1, 5, StepFlags::OBSERVATION_ONLY),
+        ] {
+            store.append(&r).unwrap();
+        }
+        let data = export(&store).unwrap();
+        assert_eq!(data.episode_ends, [2, 3, 5]);
+        assert_eq!(data.rewards, [0.0, 1.0, 0.0, 3.0, 4.0]);
+        assert_eq!(data.terminated, [false, true, false, false, false]);
+        assert_eq!(data.truncated, [false, false, true, false, true]);
+        assert_eq!(data.final_observations, [0.0, 2.0, 1.0, 1.0, 1.0, 5.0]);
+        assert!(data.check().is_ok());
+    }
+}

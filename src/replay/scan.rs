@@ -1,0 +1,118 @@
+//! What an opener learns by reading every slot once: nothing but the records themselves is believed.
+
+use super::header::Header;
+use super::layout::{Head, RECORDS_AT, checksum_fits, floats, reward};
+use super::slot_set::SlotSet;
+use crate::spaces::StepFlags;
+
+/// Why a slot that is not empty holds no usable record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadReason {
+    /// The checksum does not fit: torn by a crash, or damaged later.
+    Checksum,
+    /// The sequence number belongs to another slot.
+    Misplaced,
+    /// Whole, but from an earlier lap of the ring: what replaced it never reached the disk.
+    EarlierLap,
+    /// Whole, but with NaN or infinite numbers.
+    NotFinite,
+}
+
+/// Slots without a usable record, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BadRecords {
+    /// [`BadReason::Checksum`].
+    pub checksum: u64,
+    /// [`BadReason::Misplaced`].
+    pub misplaced: u64,
+    /// [`BadReason::EarlierLap`].
+    pub earlier_lap: u64,
+    /// [`BadReason::NotFinite`].
+    pub not_finite: u64,
+    /// The first of them: slot and reason, at most [`BadRecords::LISTED`].
+    pub first: Vec<(u64, BadReason)>,
+}
+
+impl BadRecords {
+    /// Longest list of examples.
+    pub const LISTED: usize = 32;
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.checksum + self.misplaced + self.earlier_lap + self.not_finite
+    }
+
+    fn count(&mut self, slot: usize, reason: BadReason) {
+        *match reason {
+            BadReason::Checksum => &mut self.checksum,
+            BadReason::Misplaced => &mut self.misplaced,
+            BadReason::EarlierLap => &mut self.earlier_lap,
+            BadReason::NotFinite => &mut self.not_finite,
+        } += 1;
+        if self.first.len() < Self::LISTED {
+            self.first.push((slot as u64, reason));
+        }
+    }
+}
+
+/// Result of a scan.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    /// Slots with a usable record.
+    pub(crate) valid: SlotSet,
+    /// Largest sequence number, 0 when there is none.
+    pub(crate) last: u64,
+    /// One more than the largest episode number.
+    pub(crate) next_episode: u32,
+    pub(crate) bad: BadRecords,
+}
+
+enum Slot {
+    Empty,
+    Record(Head),
+    Bad(BadReason),
+}
+
+/// Reads all slots. `file` has at least the length that `header` promises.
+pub(crate) fn scan(file: &[u8], header: &Header) -> Scan {
+    let capacity = header.capacity as usize;
+    let records = file[RECORDS_AT..].chunks_exact(header.layout.record_size()).take(capacity);
+    let mut scan = Scan { valid: SlotSet::new(capacity), last: 0, next_episode: 0, bad: BadRecords::default() };
+    for (slot, bytes) in records.clone().enumerate() {
+        match look_at(bytes, slot, header) {
+            Slot::Empty => {}
+            Slot::Bad(reason) => scan.bad.count(slot, reason),
+            Slot::Record(head) => {
+                scan.valid.insert(slot);
+                scan.last = scan.last.max(head.sequence);
+                scan.next_episode = scan.next_episode.max(head.episode.saturating_add(1));
+            }
+        }
+    }
+    for (slot, bytes) in records.enumerate() {
+        if scan.valid.contains(slot) && Head::read(bytes).sequence + header.capacity <= scan.last {
+            scan.valid.remove(slot);
+            scan.bad.count(slot, BadReason::EarlierLap);
+        }
+    }
+    scan
+}
+
+fn look_at(bytes: &[u8], slot: usize, header: &Header) -> Slot {
+    let head = Head::read(bytes);
+    if head.sequence == 0 && bytes.iter().all(|b| *b == 0) {
+        return Slot::Empty;
+    }
+    if !checksum_fits(bytes) {
+        return Slot::Bad(BadReason::Checksum);
+    }
+    if head.sequence == 0 || (head.sequence - 1) % header.capacity != slot as u64 {
+        return Slot::Bad(BadReason::Misplaced);
+    }
+    let action = if head.flags.contains(StepFlags::OBSERVATION_ONLY) { 0..0 } else { header.layout.action() };
+    let mut numbers = floats(&bytes[header.layout.observation()]).chain(floats(&bytes[action]));
+    if !reward(bytes).is_finite() || !numbers.all(f32::is_finite) {
+        return Slot::Bad(BadReason::NotFinite);
+    }
+    Slot::Record(head)
+}

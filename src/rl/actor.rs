@@ -1,0 +1,65 @@
+//! Losses of the actors.
+
+use candle_core::{Result, Tensor};
+
+use crate::nn::pointwise;
+
+/// How the critics judge an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActorOperator {
+    /// `mean_i min(Q1_i, Q2_i)` (Off2OnRL).
+    MeanOfTwinMin,
+    /// Minimum over all `2 N` critics.
+    Min,
+    /// Mean over all `2 N` critics (REDQ).
+    Mean,
+}
+
+/// Value of each action, `(batch)`, from critics `(members, batch)`; a tie sends its gradient to the first.
+///
+/// # Errors
+/// When shapes differ.
+pub fn value(q1: &Tensor, q2: &Tensor, operator: ActorOperator) -> Result<Tensor> {
+    match operator {
+        ActorOperator::MeanOfTwinMin => pointwise::minimum(q1, q2)?.mean(0),
+        ActorOperator::Min => pointwise::min_over_first(&Tensor::cat(&[q1, q2], 0)?),
+        ActorOperator::Mean => Tensor::cat(&[q1, q2], 0)?.mean(0),
+    }
+}
+
+/// `mean_b [alpha log pi(a|s) - Q(s, a)]` (SAC); `alpha` is a constant here.
+///
+/// # Errors
+/// When shapes differ.
+pub fn loss(temperature: &Tensor, log_prob: &Tensor, value: &Tensor) -> Result<Tensor> {
+    (log_prob.broadcast_mul(&temperature.detach())? - value)?.mean_all()
+}
+
+/// `sum_p mean_b [alpha log pi_p(a_p|s) - log pi_p(a_data|s)]`: CQL's first updates, which imitate the data.
+///
+/// Both log-probabilities are `(policies, batch)`; an ensemble policy counts as one.
+///
+/// # Errors
+/// When shapes differ.
+pub fn behaviour_cloning_loss(temperature: &Tensor, log_prob: &Tensor, data_log_prob: &Tensor) -> Result<Tensor> {
+    (log_prob.broadcast_mul(&temperature.detach())? - data_log_prob)?.mean(1)?.sum_all()
+}
+
+/// Weights `softmax_b((Q(s, a_data) - Q(s, a_pi)) / beta) B`, `(batch)`, without gradient (AWAC).
+///
+/// # Errors
+/// When shapes differ.
+pub fn advantage_weights(data_value: &Tensor, policy_value: &Tensor, beta: f64) -> Result<Tensor> {
+    let scaled = ((data_value.detach() - policy_value.detach())? / beta)?;
+    let count = scaled.elem_count() as f64;
+    let total = pointwise::log_sum_exp(&scaled, 0)?;
+    scaled.broadcast_sub(&total)?.exp()? * count
+}
+
+/// `-mean_b [weight log pi(a_data|s)]` (AWAC).
+///
+/// # Errors
+/// When shapes differ.
+pub fn advantage_weighted_loss(weights: &Tensor, data_log_prob: &Tensor) -> Result<Tensor> {
+    (weights * data_log_prob)?.mean_all()?.neg()
+}

@@ -1,0 +1,94 @@
+//! The conservative penalty of CQL and the calibration of Cal-QL.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::nn::pointwise;
+
+/// Which entries the log-sum-exp takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// CQL(H), importance sampled: values less the log-density of their proposal.
+    H,
+    /// CQL(rho): plain values and the value of the data.
+    Rho,
+}
+
+/// Settings of [`penalty`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Form.
+    pub form: Form,
+    /// `T` of `T ln sum exp(q / T)`.
+    pub temperature: f64,
+    /// Weight of the penalty.
+    pub weight: f64,
+    /// Length of an action, for the density of uniform actions.
+    pub action_dim: usize,
+}
+
+/// One critic's values at sampled actions, all at the current state. No gradient flows to the log-probabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct SampledValues<'a> {
+    /// At uniform actions in `[-1, 1]`, `(members, n, batch)`.
+    pub uniform: &'a Tensor,
+    /// At actions from `pi(s)`, `(members, n, batch)`.
+    pub policy: &'a Tensor,
+    /// Their log-probability, `(members or 1, n, batch)`.
+    pub policy_log_prob: &'a Tensor,
+    /// At actions from `pi(s')`, `(members, n, batch)`.
+    pub next: &'a Tensor,
+    /// Their log-probability, `(members or 1, n, batch)`.
+    pub next_log_prob: &'a Tensor,
+}
+
+/// Result of [`penalty`] for one critic of each member.
+#[derive(Clone, Debug)]
+pub struct Penalty {
+    /// `w (mean_b lse - mean_b Q(s, a_data))`, `(members)`; with gradient.
+    pub per_member: Tensor,
+    /// The log-sum-exp, `(members, batch)`.
+    pub log_sum_exp: Tensor,
+    /// Share of the policy's values that the lower bound replaced, a scalar; 0 without a bound.
+    pub bound_rate: Tensor,
+}
+
+/// CQL's penalty, `w (T logsumexp_k(q_k / T) - Q(s, a_data))` averaged over the batch.
+///
+/// `data` is `(members, batch)`. With `lower_bound` `(batch)`, the return of the data's policy, values at policy
+/// actions become `max(Q, bound)` (Cal-QL); a bounded entry passes no gradient. The log-sum-exp is not divided by the
+/// number of entries (CQL code).
+///
+/// # Errors
+/// When shapes differ.
+pub fn penalty(
+    settings: Settings,
+    values: SampledValues<'_>,
+    data: &Tensor,
+    lower_bound: Option<&Tensor>,
+) -> Result<Penalty> {
+    let (policy, policy_rate) = bounded(values.policy, lower_bound)?;
+    let (next, next_rate) = bounded(values.next, lower_bound)?;
+    let entries = match settings.form {
+        Form::H => {
+            let log_uniform = -(settings.action_dim as f64) * std::f64::consts::LN_2;
+            let policy = policy.broadcast_sub(&values.policy_log_prob.detach())?;
+            let next = next.broadcast_sub(&values.next_log_prob.detach())?;
+            Tensor::cat(&[(values.uniform - log_uniform)?, policy, next], 1)?
+        }
+        Form::Rho => Tensor::cat(&[values.uniform, &policy, &next, &data.unsqueeze(1)?], 1)?,
+    };
+    let scaled = (entries / settings.temperature)?;
+    let log_sum_exp = (pointwise::log_sum_exp(&scaled, 1)? * settings.temperature)?;
+    let per_member = ((log_sum_exp.mean(1)? - data.mean(1)?)? * settings.weight)?;
+    Ok(Penalty { per_member, log_sum_exp, bound_rate: ((policy_rate + next_rate)? * 0.5)? })
+}
+
+/// `max(q, bound)` and the share of entries that the bound replaced.
+fn bounded(q: &Tensor, lower_bound: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    let Some(bound) = lower_bound else {
+        return Ok((q.clone(), Tensor::zeros((), q.dtype(), q.device())?));
+    };
+    let bound = bound.detach().broadcast_as(q.shape())?;
+    let rate = bound.gt(q)?.to_dtype(DType::F32)?.mean_all()?.to_dtype(q.dtype())?;
+    Ok((pointwise::maximum(q, &bound)?, rate))
+}

@@ -1,0 +1,82 @@
+//! A simulated robot as a child process.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use super::parts::RuntimeError;
+use crate::config::Config;
+
+/// A running simulator; killed when dropped.
+pub(super) struct Simulator {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Simulator {
+    /// Starts `program simulate ...` for the configured task and waits until it listens.
+    pub(super) fn start(
+        program: &Path,
+        config: &Config,
+        lockstep: bool,
+        socket: PathBuf,
+    ) -> Result<Self, RuntimeError> {
+        let failed = |reason: String| RuntimeError::Simulator { task: config.simulator.task.clone(), reason };
+        let _ = std::fs::remove_file(&socket);
+        let mut child = Command::new(program)
+            .arg("simulate")
+            .args(["--task", &config.simulator.task])
+            .args(["--clock", if lockstep { "lockstep" } else { "realtime" }])
+            .arg("--native")
+            .arg(&config.simulator.native)
+            .arg("--listen")
+            .arg(format!("unix:{}", socket.display()))
+            .args(["--quiet", "--die-with-parent", "--idle-exit-s", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(format!("{} does not start: {error}", program.display())))?;
+        let stdout = child.stdout.take();
+        let (sender, ready) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("simulator-ready".into())
+            .spawn(move || {
+                let mut line = String::new();
+                let read = stdout.map(|out| BufReader::new(out).read_line(&mut line));
+                let _ = sender.send(matches!(read, Some(Ok(_))) && line.starts_with("ready"));
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        let mut simulator = Self { child, socket };
+        if ready.recv_timeout(Duration::from_secs(20)) != Ok(true) {
+            return Err(failed(simulator.last_words()));
+        }
+        Ok(simulator)
+    }
+
+    /// Path of its socket.
+    pub(super) fn address(&self) -> String {
+        self.socket.display().to_string()
+    }
+
+    /// What it said on stderr before it ended.
+    fn last_words(&mut self) -> String {
+        let _ = self.child.kill();
+        let mut words = String::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            let _ = std::io::Read::read_to_string(&mut BufReader::new(stderr), &mut words);
+        }
+        let words = words.trim();
+        if words.is_empty() { "it did not become ready within 20 s".into() } else { words.to_owned() }
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}

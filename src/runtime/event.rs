@@ -1,0 +1,66 @@
+//! What the runtime tells the outside while it works.
+
+use serde::Serialize;
+
+use crate::learner::UpdateMetrics;
+use crate::telemetry::{ControlCounters, EpisodeReturn};
+
+/// Something happened. Events may be dropped (and counted) when nobody takes them fast enough.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A sentence for people.
+    Note(String),
+    /// The run begins: steps before it and at its end.
+    Begin {
+        /// Steps an earlier process did.
+        done: u64,
+        /// Steps at the end.
+        total: u64,
+    },
+    /// An episode ended.
+    Episode(EpisodeReturn),
+    /// The learner did an update.
+    Update {
+        /// Updates so far.
+        updates: u64,
+        /// Its numbers.
+        metrics: UpdateMetrics,
+    },
+    /// The control loop got a new policy.
+    Published {
+        /// Its generation.
+        generation: u32,
+        /// Milliseconds from snapshot to hand-over.
+        prepare_ms: f64,
+    },
+    /// A policy was refused; the one in use stays.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Deterministic episodes were run.
+    Evaluated {
+        /// `before` or `after`.
+        when: &'static str,
+        /// Their returns.
+        returns: Vec<f64>,
+    },
+}
+
+/// Takes events as they come. Called on the thread that called [`super::run`].
+pub trait Observer {
+    /// One event.
+    fn event(&mut self, event: &Event);
+    /// The counters, a few times per second.
+    fn counters(&mut self, counters: &ControlCounters, updates: u64);
+}
+
+/// The fields of an [`Event::Update`] in the metrics file.
+#[derive(Serialize)]
+pub(super) struct UpdateLine<'a> {
+    /// Updates so far.
+    pub updates: u64,
+    /// Its numbers.
+    #[serde(flatten)]
+    pub metrics: &'a UpdateMetrics,
+}

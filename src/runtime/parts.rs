@@ -1,0 +1,241 @@
+//! The parts of a run and how they are put together.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, TrySendError};
+
+use super::child::Simulator;
+use super::event::Event;
+use crate::clock::Clock;
+use crate::config::{Config, Exploration};
+use crate::control::{ControlSettings, Fault, Limits};
+use crate::learner::LearnerError;
+use crate::policy::PolicyError;
+use crate::replay::{Layout, Replay, ReplayError, Store};
+use crate::robot::{FirmwareRobot, Robot, RobotError, link};
+use crate::telemetry::ControlCounters;
+
+/// Why a run could not begin, or how it broke.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The simulated robot did not start.
+    #[error("the simulated robot `{task}` did not start: {reason}")]
+    Simulator {
+        /// Its task.
+        task: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The robot or the way to it.
+    #[error(transparent)]
+    Robot(#[from] RobotError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The replay buffer or the offline data.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The learner.
+    #[error(transparent)]
+    Learner(#[from] LearnerError),
+    /// A fault outside a run, in an evaluation.
+    #[error("the robot was stopped: {0}")]
+    Stopped(#[from] Fault),
+    /// A real-time setting was refused although it is required.
+    #[error("realtime.required is set, but: {}", .0.join("; "))]
+    Rights(Vec<String>),
+    /// The run folder holds a run already.
+    #[error(
+        "{path} already holds a run (run.existing = \"refuse\"): choose another run.directory, or \"resume\" or \"fresh\""
+    )]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run folder has done all its steps.
+    #[error("{path} has done {done} of {steps} steps: raise run.steps to go on, or set run.existing = \"fresh\"")]
+    Complete {
+        /// The folder.
+        path: PathBuf,
+        /// Steps done.
+        done: u64,
+        /// Steps asked for.
+        steps: u64,
+    },
+    /// Files of the run.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl RuntimeError {
+    /// With the path that the system's answer lacks.
+    pub(super) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// What all threads of a run share: counters and the wish to stop.
+pub(super) struct Shared {
+    /// Counters of the control thread.
+    pub counters: Arc<ControlCounters>,
+    /// Set once, by a signal, the socket or the end: every thread leaves.
+    pub stop: Arc<AtomicBool>,
+    /// Transitions of this run folder, earlier processes included.
+    pub online_steps: AtomicU64,
+    /// Learner updates so far.
+    pub updates: AtomicU64,
+    /// Step records the recorder could not write.
+    pub unrecorded: AtomicU64,
+    /// Events nobody took in time.
+    pub lost_events: AtomicU64,
+    events: Sender<Event>,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    /// With `events` as the way to the observer.
+    pub(super) fn new(events: Sender<Event>, stop: Arc<AtomicBool>) -> Arc<Self> {
+        Arc::new(Self {
+            counters: Arc::default(),
+            stop,
+            online_steps: AtomicU64::new(0),
+            updates: AtomicU64::new(0),
+            unrecorded: AtomicU64::new(0),
+            lost_events: AtomicU64::new(0),
+            events,
+            failures: Mutex::default(),
+        })
+    }
+
+    /// Tells the observer; counts when it is not listening.
+    pub(super) fn tell(&self, event: Event) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            self.lost_events.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Notes that a part failed; the run goes on as far as it can and ends with a non-zero exit code.
+    pub(super) fn fail(&self, failure: String) {
+        log::error!("{failure}");
+        self.tell(Event::Note(failure.clone()));
+        lock(&self.failures).push(failure);
+    }
+
+    /// All failures so far.
+    pub(super) fn failures(&self) -> Vec<String> {
+        lock(&self.failures).clone()
+    }
+
+    /// Whether the run should end.
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+}
+
+/// Locks a mutex whose data stays usable when another thread panicked with it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Where the robot is: the configured address, or a simulator that this starts.
+pub(super) fn reach_robot(
+    config: &Config,
+    program: &Path,
+    lockstep: bool,
+    clock: &Clock,
+) -> Result<(Box<dyn Robot>, Option<Simulator>), RuntimeError> {
+    let (address, simulator) = if config.robot.address.is_empty() {
+        let name = format!("fieldtune-{}-{}.sock", std::process::id(), unique());
+        let simulator = Simulator::start(program, config, lockstep, std::env::temp_dir().join(name))?;
+        (simulator.address(), Some(simulator))
+    } else {
+        (config.robot.address.clone(), None)
+    };
+    let link = link::open(config.robot.link, &address, config.robot.baud)?;
+    let robot = FirmwareRobot::connect(
+        link,
+        &config.robot.spaces,
+        period(config),
+        lockstep,
+        config.robot.command_valid_ms,
+        Duration::from_millis(u64::from(config.robot.timeout_ms)),
+        clock.clone(),
+    )?;
+    Ok((Box::new(robot), simulator))
+}
+
+fn unique() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// One control period.
+pub(super) fn period(config: &Config) -> Duration {
+    Duration::from_secs_f64(1.0 / config.robot.control_hz)
+}
+
+/// The control loop's view of the configuration.
+pub(super) fn control_settings(
+    config: &Config,
+    exploration: Exploration,
+    first_episode: u32,
+    start_seed: u64,
+) -> ControlSettings {
+    let reset_s = f64::from(config.robot.timeout_ms) / 1000.0;
+    ControlSettings {
+        period: period(config),
+        max_steps: config.episode.max_steps,
+        exploration,
+        limits: Limits { magnitude: config.safety.action_limit, slew: config.safety.slew_per_step },
+        stale_steps: config.safety.stale_steps,
+        lost_steps: config.safety.lost_steps,
+        reset_steps: (reset_s * config.robot.control_hz).ceil() as u32 + 1,
+        first_episode,
+        start_seed,
+    }
+}
+
+/// The layout that both buffers of a run have.
+pub(super) fn layout(config: &Config) -> Layout {
+    let spaces = &config.robot.spaces;
+    Layout {
+        observation_dim: spaces.observation_dim(),
+        action_dim: spaces.action_dim(),
+        schema_hash: spaces.schema_hash(),
+    }
+}
+
+/// The offline data of the configuration, imported on first use into `run.directory/../offline-*` beside the run.
+///
+/// # Errors
+/// When it cannot be read, has other dimensions, or cannot be stored.
+pub fn open_offline(config: &Config) -> Result<Option<Store>, RuntimeError> {
+    if config.replay.offline.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let cache = config.run.directory.parent().unwrap_or(Path::new(".")).join("offline");
+    std::fs::create_dir_all(&cache).map_err(RuntimeError::file(&cache))?;
+    Ok(Some(crate::replay::open_offline(&config.replay.offline, layout(config), &cache)?))
+}
+
+/// The replay of a run: offline data and the online buffer in the run folder, created or reopened.
+pub(super) fn open_replay(config: &Config) -> Result<Replay, RuntimeError> {
+    let offline = open_offline(config)?;
+    let folder = config.run.directory.join("replay");
+    let online = if folder.exists() {
+        Store::open(&folder, crate::replay::Access::ReadWrite)?
+    } else {
+        Store::create(&folder, layout(config), config.replay.capacity)?
+    };
+    Ok(Replay::new(offline, online, &config.replay)?)
+}

@@ -1,0 +1,103 @@
+//! New policies into the control loop: weights or bundles become checked, warmed-up policies and are handed over.
+//!
+//! Runs on its own thread (in lockstep: between two ticks). It also drops what the loop has handed back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::Event;
+use super::parts::Shared;
+use super::socket::{Reply, Request};
+use crate::clock;
+use crate::config::PolicyConfig;
+use crate::control::{Offer, PolicyHandover, SwapRequest};
+use crate::nn::weights::ActorWeights;
+use crate::policy::{Bundle, PolicyError, checks, prepare};
+use crate::spaces::Spaces;
+
+/// How long a policy may wait for the loop to take the one before.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Builds, checks and hands over.
+pub(super) struct Publisher {
+    spaces: Spaces,
+    config: PolicyConfig,
+    handover: PolicyHandover,
+    shared: Arc<Shared>,
+    generation: u32,
+    held: bool,
+}
+
+impl Publisher {
+    pub(super) fn new(spaces: Spaces, config: PolicyConfig, handover: PolicyHandover, shared: Arc<Shared>) -> Self {
+        Self { spaces, config, handover, shared, generation: 0, held: false }
+    }
+
+    /// The learner's actors. Skipped while an operator's choice is held.
+    pub(super) fn publish(&mut self, actor: &ActorWeights) {
+        self.handover.collect();
+        if self.held {
+            return;
+        }
+        if let Err(error) = self.offer(actor, PATIENCE) {
+            self.shared.tell(Event::Refused { reason: error.to_string() });
+            self.shared.fail(format!("the learner's policy was refused, the one in use stays: {error}"));
+        }
+    }
+
+    fn offer(&mut self, actor: &ActorWeights, patience: Duration) -> Result<(), PolicyError> {
+        let begin = clock::monotonic();
+        let prepared = prepare(actor, &self.spaces, &self.config)?;
+        let prepare_ms = clock::monotonic().since(begin).as_secs_f64() * 1000.0;
+        let offer = Offer { policy: prepared.backend, generation: self.generation + 1 };
+        if self.handover.send(SwapRequest::Offer(offer), patience).is_ok() {
+            self.generation += 1;
+            self.shared.tell(Event::Published { generation: self.generation, prepare_ms });
+        } else if !self.shared.stopping() {
+            log::warn!("the control loop did not take the last policy in time; this one is skipped");
+        }
+        Ok(())
+    }
+
+    /// An operator's request; the loop runs on whatever the answer.
+    pub(super) fn answer(&mut self, request: &Request) -> Reply {
+        self.handover.collect();
+        match request {
+            Request::Swap { bundle } => match self.swap(bundle) {
+                Ok(()) => {
+                    self.held = true;
+                    let generation = self.generation;
+                    Reply::ok(format!(
+                        "policy {} handed over as generation {generation}; the learner's policies are held back until `swap --follow`",
+                        bundle.display()
+                    ))
+                }
+                Err(error) => {
+                    self.shared.tell(Event::Refused { reason: error.to_string() });
+                    Reply::refused(format!("{}: {error}; the policy in use stays", bundle.display()))
+                }
+            },
+            Request::RollBack => {
+                self.held = true;
+                match self.handover.send(SwapRequest::RollBack, PATIENCE) {
+                    Ok(()) => Reply::ok(
+                        "asked for the policy before; the learner's are held back until `swap --follow`".into(),
+                    ),
+                    Err(_) => Reply::refused("the control loop does not take requests at present".into()),
+                }
+            }
+            Request::Follow => {
+                self.held = false;
+                Reply::ok("the learner's next policy will be taken".into())
+            }
+            Request::Status | Request::Stop => Reply::refused("not a request for the publisher".into()),
+        }
+    }
+
+    fn swap(&mut self, folder: &Path) -> Result<(), PolicyError> {
+        let bundle = Bundle::load(folder)?;
+        checks::names(&bundle.manifest().description.spaces, &self.spaces)?;
+        self.offer(&bundle.weights().actor, PATIENCE)
+    }
+}

@@ -1,0 +1,332 @@
+//! A whole run: folder, parts, learning phase, evaluation before and after, report.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use rand::RngCore;
+
+use super::child::Simulator;
+use super::evaluate::evaluate;
+use super::event::{Event, Observer, UpdateLine};
+use super::parts::{RuntimeError, Shared, control_settings, lock, open_replay, period, reach_robot};
+use super::publisher::Publisher;
+use super::recorder::Recorder;
+use super::socket::{Asked, Server};
+use super::trainer::Trainer;
+use super::{lockstep, realtime};
+use crate::clock::{self, Clock};
+use crate::config::{ClockKind, Config, Existing, Exploration};
+use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_queue};
+use crate::learner::stream;
+use crate::nn::weights::EnsembleWeights;
+use crate::policy::manifest::Description;
+use crate::policy::{Bundle, PolicyError, checks, prepare};
+use crate::replay::Replay;
+use crate::telemetry::{FileSink, Report, Sink};
+
+/// What a run needs besides its configuration.
+pub struct RunOptions {
+    /// The program to start as `PROGRAM simulate ...` for a simulated robot: this one.
+    pub program: PathBuf,
+    /// Set by a signal: end orderly.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The parts of the learning phase.
+pub(super) struct Work {
+    pub control: ControlLoop,
+    pub steps: StepConsumer,
+    pub recorder: Recorder,
+    pub trainer: Option<Trainer>,
+    pub publisher: Publisher,
+    pub asked: Receiver<Asked>,
+    pub shared: Arc<Shared>,
+    pub period: Duration,
+    pub clock: Clock,
+    /// Steps of this process at which the run is complete.
+    pub last_step: u64,
+}
+
+/// How the learning phase ended.
+pub(super) struct Ended {
+    /// The learner, unless it failed.
+    pub trainer: Option<Trainer>,
+    /// The fault for which the robot was stopped.
+    pub stopped: Option<Fault>,
+}
+
+/// Where events go: to the observer, to the metrics file, into the report.
+pub(super) struct Outlet<'a> {
+    events: Receiver<Event>,
+    observer: &'a mut dyn Observer,
+    metrics: Box<dyn Sink>,
+    report: Report,
+}
+
+impl Outlet<'_> {
+    /// Passes on what has come.
+    pub(super) fn pump(&mut self, shared: &Shared) {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(&event);
+        }
+        self.observer.counters(&shared.counters, shared.updates.load(Relaxed));
+    }
+
+    /// Waits a moment for events.
+    pub(super) fn wait(&mut self, shared: &Shared) {
+        if let Ok(event) = self.events.recv_timeout(Duration::from_millis(100)) {
+            self.take(&event);
+        }
+        self.pump(shared);
+    }
+
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::Episode(episode) => {
+                self.metrics.record("episode", episode);
+                self.report.episodes.push(*episode);
+            }
+            Event::Update { updates, metrics } => {
+                self.metrics.record("update", &UpdateLine { updates: *updates, metrics });
+            }
+            Event::Published { generation, prepare_ms } => {
+                self.metrics
+                    .record("published", &serde_json::json!({"generation": generation, "prepare_ms": prepare_ms}));
+            }
+            Event::Refused { reason } => {
+                self.report.refused_policies += 1;
+                self.metrics.record("refused", &serde_json::json!({"reason": reason}));
+            }
+            Event::Evaluated { when, returns } => {
+                self.metrics.record("evaluated", &serde_json::json!({"when": when, "returns": returns}));
+                match *when {
+                    "before" => self.report.before.clone_from(returns),
+                    _ => self.report.after.clone_from(returns),
+                }
+            }
+            Event::Note(_) | Event::Begin { .. } => {}
+        }
+        self.observer.event(event);
+    }
+}
+
+/// Runs what the configuration describes; events go to `observer`.
+///
+/// # Errors
+/// When the run cannot begin. Once it has begun, failures are in the report.
+pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Report, RuntimeError> {
+    let (sender, events) = bounded(4096);
+    let shared = Shared::new(sender, Arc::clone(&options.stop));
+    prepare_folder(config, &shared)?;
+    let folder = &config.run.directory;
+    let bundle = Bundle::load(&config.policy.bundle)?;
+    checks::names(&bundle.manifest().description.spaces, &config.robot.spaces).map_err(PolicyError::from)?;
+    let metrics_path = folder.join("metrics.jsonl");
+    let metrics = Box::new(FileSink::append(&metrics_path).map_err(RuntimeError::file(&metrics_path))?);
+    let report = Report { robot: config.robot.name.clone(), seed: config.run.seed, ..Report::default() };
+    let mut outlet = Outlet { events, observer, metrics, report };
+
+    let replay = Arc::new(Mutex::new(open_replay(config)?));
+    let done = lock(&replay).online_transitions();
+    if done >= config.run.steps {
+        return Err(RuntimeError::Complete { path: folder.clone(), done, steps: config.run.steps });
+    }
+    shared.online_steps.store(done, Relaxed);
+    let trainer = if config.learner.enabled {
+        Some(Trainer::new(bundle.weights(), config, Arc::clone(&replay), Arc::clone(&shared))?)
+    } else {
+        None
+    };
+    let start = trainer.as_ref().map_or(Ok(bundle.weights().clone()), Trainer::weights)?;
+    outlet.pump(&shared);
+    if done == 0 {
+        measure("before", config, &start, options, &mut outlet)?;
+    }
+    shared.tell(Event::Begin { done, total: config.run.steps });
+    let (work, simulator, server) =
+        assemble(config, options, &shared, &replay, trainer, &start, done, &mut outlet.report)?;
+    let begin = clock::monotonic();
+    let ended = learn(work, config, server, &mut outlet)?;
+    outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
+    drop(simulator);
+    finish(config, options, &bundle, &shared, &replay, ended, &mut outlet)?;
+    outlet.pump(&shared);
+    shared.stop.store(true, Relaxed);
+    Ok(outlet.report)
+}
+
+/// Makes the run folder; an earlier run in it is kept.
+fn prepare_folder(config: &Config, shared: &Shared) -> Result<(), RuntimeError> {
+    let folder = &config.run.directory;
+    if folder.join("replay").exists() {
+        match config.run.existing {
+            Existing::Refuse => return Err(RuntimeError::Exists { path: folder.clone() }),
+            Existing::Resume => shared.tell(Event::Note(format!("going on with the run in {}", folder.display()))),
+            Existing::Fresh => {
+                let aside =
+                    (1..10_000).map(|n| PathBuf::from(format!("{}.{n}", folder.display()))).find(|p| !p.exists());
+                if let Some(aside) = aside {
+                    std::fs::rename(folder, &aside).map_err(RuntimeError::file(folder))?;
+                    shared.tell(Event::Note(format!("the earlier run was moved to {}", aside.display())));
+                }
+            }
+        }
+    }
+    std::fs::create_dir_all(folder).map_err(RuntimeError::file(folder))
+}
+
+fn measure(
+    when: &'static str,
+    config: &Config,
+    weights: &EnsembleWeights,
+    options: &RunOptions,
+    outlet: &mut Outlet<'_>,
+) -> Result<(), RuntimeError> {
+    let episodes = config.run.evaluate_episodes;
+    if episodes == 0 {
+        return Ok(());
+    }
+    let never = AtomicBool::new(false);
+    let found =
+        evaluate(config, &weights.actor, episodes, Exploration::Deterministic, &options.program, &never, &mut |_| {})?;
+    outlet.report.engine.clone_from(&found.engine);
+    outlet.take(&Event::Evaluated { when, returns: found.returns() });
+    Ok(())
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
+fn assemble(
+    config: &Config,
+    options: &RunOptions,
+    shared: &Arc<Shared>,
+    replay: &Arc<Mutex<Replay>>,
+    trainer: Option<Trainer>,
+    start: &EnsembleWeights,
+    done: u64,
+    report: &mut Report,
+) -> Result<(Work, Option<Simulator>, Server), RuntimeError> {
+    let in_lockstep = config.run.clock == ClockKind::Lockstep;
+    let clock = if in_lockstep { Clock::lockstep() } else { Clock::Monotonic };
+    let prepared = prepare(&start.actor, &config.robot.spaces, &config.policy)?;
+    prepared.report.engine.clone_into(&mut report.engine);
+    let (slot, handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
+    let (robot, simulator) = reach_robot(config, &options.program, in_lockstep, &clock)?;
+    let (producer, steps) = step_queue();
+    let seed = config.run.seed;
+    let first_episode = lock(replay).online().next_episode();
+    let start_seed = stream(seed, "start states").next_u64();
+    let mut control = ControlLoop::new(
+        robot,
+        slot,
+        producer,
+        Arc::clone(&shared.counters),
+        clock.clone(),
+        control_settings(config, config.policy.exploration, first_episode, start_seed),
+        stream(seed, &format!("exploration from episode {first_episode}")),
+    );
+    control.start()?;
+    let (ask, asked) = bounded(4);
+    let server = Server::bind(&config.run.directory, Arc::clone(shared), ask)?;
+    let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared));
+    let sync_every = Duration::from_secs_f64(config.replay.sync_every_s);
+    let recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every);
+    let last_step = config.run.steps - done;
+    let period = period(config);
+    let work = Work {
+        control,
+        steps,
+        recorder,
+        trainer,
+        publisher,
+        asked,
+        shared: Arc::clone(shared),
+        period,
+        clock,
+        last_step,
+    };
+    Ok((work, simulator, server))
+}
+
+fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
+    let shared = Arc::clone(&work.shared);
+    let serving = realtime::spawn("socket", &shared, move || server.serve())?;
+    let ended = match config.run.clock {
+        ClockKind::Lockstep => lockstep::drive(work, outlet),
+        ClockKind::Realtime => {
+            let (ended, refused) = realtime::drive(work, &config.realtime, outlet)?;
+            for line in &refused {
+                log::warn!("{line}");
+            }
+            outlet.report.refused_settings = refused;
+            ended
+        }
+    };
+    shared.stop.store(true, Relaxed);
+    let _ = serving.join();
+    Ok(ended)
+}
+
+/// Saves what was learned, evaluates it, and completes the report.
+fn finish(
+    config: &Config,
+    options: &RunOptions,
+    bundle: &Bundle,
+    shared: &Arc<Shared>,
+    replay: &Arc<Mutex<Replay>>,
+    ended: Ended,
+    outlet: &mut Outlet<'_>,
+) -> Result<(), RuntimeError> {
+    let complete = shared.online_steps.load(Relaxed) >= config.run.steps;
+    if let Some(mut trainer) = ended.trainer {
+        trainer.save()?;
+        let weights = trainer.weights()?;
+        save_bundle(config, bundle, weights.clone(), shared.updates.load(Relaxed))?;
+        if complete && ended.stopped.is_none() {
+            measure("after", config, &weights, options, outlet)?;
+        }
+        let report = &mut outlet.report;
+        (report.updates_per_second, report.updates_per_cpu_second) = trainer.rates();
+        report.realised_utd_ratio = trainer.realised_ratio();
+        (report.losses, report.offline_share) = trainer.losses();
+        report.update_parts_ms = trainer.parts_ms();
+    }
+    fill(&mut outlet.report, shared, &lock(replay));
+    outlet.report.stopped = ended.stopped.map(|fault| fault.to_string());
+    if outlet.metrics.lost() > 0 {
+        outlet.report.failures.push(format!("{} metric records were lost", outlet.metrics.lost()));
+    }
+    Ok(())
+}
+
+fn fill(report: &mut Report, shared: &Shared, replay: &Replay) {
+    let c = &shared.counters;
+    report.ticks = c.ticks.load(Relaxed);
+    report.late_ticks = c.late.load(Relaxed);
+    report.stale_ticks = c.stale.load(Relaxed);
+    report.missed_states = c.missed_states.load(Relaxed);
+    report.steps = c.steps.load(Relaxed);
+    report.dropped = c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed);
+    report.updates = shared.updates.load(Relaxed);
+    report.swaps = c.swaps.load(Relaxed);
+    report.refused_policies += c.refused_policies.load(Relaxed);
+    report.offline_transitions = replay.offline_transitions();
+    report.online_transitions = replay.online_transitions();
+    report.wake = c.latency();
+    report.max_work_us = c.max_work_us.load(Relaxed);
+    report.failures = shared.failures();
+}
+
+/// The fine-tuned ensemble as a bundle in the run folder.
+fn save_bundle(config: &Config, start: &Bundle, weights: EnsembleWeights, updates: u64) -> Result<(), RuntimeError> {
+    let mut description =
+        Description { name: format!("{} fine-tuned", config.robot.name), ..start.manifest().description.clone() };
+    description.algorithm = format!("{}; then {updates} SAC updates online", description.algorithm);
+    description.training_log_std = None;
+    description.discount = config.learner.discount;
+    description.provenance.insert("fine-tuned from".into(), config.policy.bundle.display().to_string());
+    Ok(Bundle::new(description, weights)?.save(&config.run.directory.join("bundle"))?)
+}

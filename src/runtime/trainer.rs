@@ -1,0 +1,166 @@
+//! The learner in its place: how many updates are due, when a policy goes out, when a checkpoint is written.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::event::Event;
+use super::parts::{RuntimeError, Shared, lock};
+use crate::clock;
+use crate::config::{Cadence, Config};
+use crate::learner::{Dims, Learner, Schedule, UpdateMetrics};
+use crate::nn::weights::{ActorWeights, EnsembleWeights};
+use crate::replay::Replay;
+
+/// Updates the summary of losses looks back on.
+const WINDOW: usize = 100;
+
+/// A learner with its schedule.
+pub(super) struct Trainer {
+    learner: Learner,
+    schedule: Schedule,
+    replay: Arc<Mutex<Replay>>,
+    shared: Arc<Shared>,
+    checkpoint: PathBuf,
+    checkpoint_every: u64,
+    publish_every: u64,
+    burst: bool,
+    unpublished: u64,
+    recent: VecDeque<UpdateMetrics>,
+    first_update: u64,
+    cpu: Duration,
+    wall: Duration,
+}
+
+impl Trainer {
+    /// From the checkpoint of the run folder where there is one, else from the bundle's weights.
+    pub(super) fn new(
+        weights: &EnsembleWeights,
+        config: &Config,
+        replay: Arc<Mutex<Replay>>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, RuntimeError> {
+        let spaces = &config.robot.spaces;
+        let checkpoint = config.run.directory.join("checkpoint");
+        let dims = Dims::from(spaces);
+        let learner = if checkpoint.exists() {
+            let (learner, state) = Learner::load(&checkpoint, dims, &config.learner, &config.replay)?;
+            lock(&replay).restore(&state)?;
+            shared.tell(Event::Note(format!("learner goes on at update {}", learner.updates())));
+            learner
+        } else {
+            Learner::new(weights, dims, &config.learner, &config.replay, config.run.seed)?
+        };
+        shared.updates.store(learner.updates(), Relaxed);
+        Ok(Self {
+            first_update: learner.updates(),
+            learner,
+            schedule: Schedule::new(&config.learner),
+            replay,
+            shared,
+            checkpoint,
+            checkpoint_every: config.learner.checkpoint_every,
+            publish_every: config.policy.publish_every,
+            burst: config.learner.cadence == Cadence::Burst,
+            unpublished: 0,
+            recent: VecDeque::with_capacity(WINDOW),
+            cpu: Duration::ZERO,
+            wall: Duration::ZERO,
+        })
+    }
+
+    /// Updates due for the steps so far.
+    pub(super) fn due(&self) -> u64 {
+        let steps = self.shared.online_steps.load(Relaxed);
+        self.schedule.due(steps, self.learner.updates())
+    }
+
+    /// One update; returns the actors when it is time to publish them.
+    pub(super) fn update(&mut self) -> Result<Option<ActorWeights>, RuntimeError> {
+        let (cpu, wall) = (clock::thread_cpu(), clock::monotonic());
+        let metrics = self.learner.update(&self.replay)?;
+        self.cpu += clock::thread_cpu().saturating_sub(cpu);
+        self.wall += clock::monotonic().since(wall);
+        let updates = self.learner.updates();
+        self.shared.updates.store(updates, Relaxed);
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(metrics);
+        if updates.is_multiple_of(10) {
+            self.shared.tell(Event::Update { updates, metrics });
+        }
+        if self.checkpoint_every > 0 && updates.is_multiple_of(self.checkpoint_every) {
+            self.save()?;
+        }
+        self.unpublished += 1;
+        // A burst ends with the policy that the next steps are collected with.
+        let burst_over = self.burst && self.due() == 0;
+        if self.unpublished >= self.publish_every && !self.burst || burst_over {
+            self.unpublished = 0;
+            return Ok(Some(self.learner.actor()?));
+        }
+        Ok(None)
+    }
+
+    /// Writes the checkpoint.
+    pub(super) fn save(&mut self) -> Result<(), RuntimeError> {
+        let state = {
+            let mut replay = lock(&self.replay);
+            replay.save_priorities()?;
+            replay.state()
+        };
+        self.learner.save(&self.checkpoint, &state)?;
+        Ok(())
+    }
+
+    /// The ensemble as it is.
+    pub(super) fn weights(&self) -> Result<EnsembleWeights, RuntimeError> {
+        Ok(self.learner.weights()?)
+    }
+
+    /// Updates done by updates allowed.
+    pub(super) fn realised_ratio(&self) -> f64 {
+        let steps = self.shared.online_steps.load(Relaxed);
+        self.learner.updates() as f64 / self.schedule.total(steps).max(1) as f64
+    }
+
+    /// Updates per second of wall time and of CPU time, over the updates of this process.
+    pub(super) fn rates(&self) -> (f64, f64) {
+        let updates = (self.learner.updates() - self.first_update) as f64;
+        let rate = |time: Duration| if time.is_zero() { 0.0 } else { updates / time.as_secs_f64() };
+        (rate(self.wall), rate(self.cpu))
+    }
+
+    /// Means over the last updates, and the offline share among them.
+    pub(super) fn losses(&self) -> (Value, f64) {
+        let n = self.recent.len().max(1) as f64;
+        let mean = |f: fn(&UpdateMetrics) -> f32| self.recent.iter().map(|m| f64::from(f(m))).sum::<f64>() / n;
+        let values = json!({
+            "critic": mean(|m| m.critic_loss),
+            "actor": mean(|m| m.actor_loss),
+            "temperature": mean(|m| m.temperature),
+            "entropy": mean(|m| m.entropy),
+            "q_mean": mean(|m| m.q_mean),
+            "density": mean(|m| m.density.map_or(0.0, |d| d.loss)),
+            "js_estimate": mean(|m| m.density.map_or(0.0, |d| d.js_estimate)),
+        });
+        (values, mean(|m| m.offline_share))
+    }
+
+    /// CPU milliseconds per update of each part.
+    pub(super) fn parts_ms(&self) -> Value {
+        let t = self.learner.timings();
+        let updates = (self.learner.updates() - self.first_update).max(1) as f64;
+        let ms = |part: Duration| part.as_secs_f64() * 1000.0 / updates;
+        json!({
+            "sampling": ms(t.sampling), "density": ms(t.density), "target": ms(t.target),
+            "critic_forward": ms(t.critic_forward), "critic_backward": ms(t.critic_backward),
+            "actor": ms(t.actor), "optimiser": ms(t.optimiser), "polyak": ms(t.polyak),
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! The vocabulary of the house (layer 0): observation and action specifications, step records, minibatches.
+//!
+//! Shapes are run-time values that are checked once at the edges. Policy actions lie in `[-1, 1]`.
+
+use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
+use serde::{Deserialize, Serialize};
+
+/// Names of the entries of an observation or of an action, in order. Units belong into the name (`theta_rad`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spaces {
+    /// One name per observation entry.
+    pub observation: Vec<String>,
+    /// One name per action entry; the policy's actions lie in `[-1, 1]`.
+    pub action: Vec<String>,
+}
+
+impl Spaces {
+    /// Length of an observation.
+    pub fn observation_dim(&self) -> usize {
+        self.observation.len()
+    }
+
+    /// Length of an action.
+    pub fn action_dim(&self) -> usize {
+        self.action.len()
+    }
+
+    /// FNV-1a over all names, their order and the split: two ends with the same hash mean the same numbers.
+    ///
+    /// The hash text is `obs\0NAME\0...act\0NAME\0...`, in UTF-8.
+    pub fn schema_hash(&self) -> u64 {
+        firmware_bridge::schema_hash(
+            self.observation.iter().map(String::as_str),
+            self.action.iter().map(String::as_str),
+        )
+    }
+}
+
+/// Where a transition comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A data set that existed before this run.
+    Offline,
+    /// This robot, in this run or an earlier one on the same buffer.
+    Online,
+}
+
+/// Facts about a step, as bits (`docs/replay-format.md`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepFlags(pub u16);
+
+impl StepFlags {
+    /// The task ended in the state after this step: no bootstrapping.
+    pub const TERMINATED: Self = Self(1);
+    /// The episode was cut after this step (time limit, operator): bootstrap from the next observation.
+    pub const TRUNCATED: Self = Self(1 << 1);
+    /// Steps are missing right before this record: it never forms a pair with the record in front of it.
+    pub const GAP: Self = Self(1 << 2);
+    /// The observation was older than allowed when it was used.
+    pub const STALE: Self = Self(1 << 3);
+    /// Only the observation counts: the last one of an episode.
+    pub const OBSERVATION_ONLY: Self = Self(1 << 4);
+    /// From a data set, not from this robot.
+    pub const OFFLINE: Self = Self(1 << 5);
+    /// A person chose the action.
+    pub const INTERVENTION: Self = Self(1 << 6);
+
+    /// Whether all bits of `other` are set.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Sets the bits of `other`.
+    pub fn insert(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// What one control step leaves behind. Fixed size: it travels through a queue without touching the heap.
+///
+/// `action` and `reward` belong to the step that *starts* at `observation`; `action` is what the robot reported
+/// as really applied. With [`StepFlags::OBSERVATION_ONLY`] both mean nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepRecord {
+    /// Episode number, counted up over the life of a buffer.
+    pub episode: u32,
+    /// Step within the episode, from 0.
+    pub step: u32,
+    /// Facts about the step.
+    pub flags: StepFlags,
+    /// Generation of the policy that chose the action (0: the policy the run started with).
+    pub policy_generation: u32,
+    /// When the observation was taken, microseconds of the run's clock.
+    pub capture_us: u64,
+    /// When the observation was used.
+    pub use_us: u64,
+    /// Reward of the step.
+    pub reward: f32,
+    /// `s_t`.
+    pub observation: heapless::Vec<f32, MAX_OBSERVATION>,
+    /// `a_t` as really applied, in `[-1, 1]`.
+    pub action: heapless::Vec<f32, MAX_ACTION>,
+}
+
+/// A minibatch on the host, row-major, reused between updates. `B` rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Minibatch {
+    /// `B`.
+    pub rows: usize,
+    /// `s`, `(B, observation_dim)`.
+    pub observation: Vec<f32>,
+    /// `a`, `(B, action_dim)`.
+    pub action: Vec<f32>,
+    /// `r`, `(B)`.
+    pub reward: Vec<f32>,
+    /// 1.0 where the task ended, else 0.0, `(B)`. A truncated step has 0.0.
+    pub terminated: Vec<f32>,
+    /// `s'`, `(B, observation_dim)`.
+    pub next_observation: Vec<f32>,
+    /// Leaf of each row in the replay's priority tree, `(B)`.
+    pub leaf: Vec<u32>,
+    /// Where each row comes from, `(B)`.
+    pub source: Vec<Source>,
+}
+
+impl Minibatch {
+    /// Empties all columns and keeps their memory.
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        for column in [
+            &mut self.observation,
+            &mut self.action,
+            &mut self.reward,
+            &mut self.terminated,
+            &mut self.next_observation,
+        ] {
+            column.clear();
+        }
+        self.leaf.clear();
+        self.source.clear();
+    }
+
+    /// Share of offline rows in `[0, 1]`; 0 for an empty minibatch.
+    pub fn offline_share(&self) -> f32 {
+        let offline = self.source.iter().filter(|s| **s == Source::Offline).count();
+        offline as f32 / self.rows.max(1) as f32
+    }
+}

@@ -1,0 +1,101 @@
+//! The report at the end of a run (`--report FILE.json`).
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::LatencySummary;
+
+/// One finished episode.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpisodeReturn {
+    /// Episode number.
+    pub episode: u32,
+    /// Control steps of this run when it ended.
+    pub at_step: u64,
+    /// Steps in the episode.
+    pub length: u32,
+    /// Undiscounted sum of rewards.
+    pub episode_return: f64,
+    /// Ended by the task (`false`: by the time limit).
+    pub terminated: bool,
+    /// Whether steps are missing in it.
+    pub gapped: bool,
+    /// Generation of the policy at its end.
+    pub policy_generation: u32,
+}
+
+/// What a run did, in numbers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Name of the robot.
+    pub robot: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Engine of the policy.
+    pub engine: String,
+    /// Returns of the deterministic episodes before learning.
+    pub before: Vec<f64>,
+    /// And after.
+    pub after: Vec<f64>,
+    /// Every episode of the run.
+    pub episodes: Vec<EpisodeReturn>,
+    /// Control ticks, of them late, with stale observation.
+    pub ticks: u64,
+    /// Whole periods missed.
+    pub late_ticks: u64,
+    /// Ticks without a fresh observation.
+    pub stale_ticks: u64,
+    /// Robot steps that never arrived.
+    pub missed_states: u64,
+    /// Control steps stored.
+    pub steps: u64,
+    /// Step records lost on the way to the replay.
+    pub dropped: u64,
+    /// Learner updates.
+    pub updates: u64,
+    /// Updates per second of wall time while learning.
+    pub updates_per_second: f64,
+    /// Updates per second of the learner thread's CPU time.
+    pub updates_per_cpu_second: f64,
+    /// Updates done by update allowed, at the end.
+    pub realised_utd_ratio: f64,
+    /// Policies taken over by the control loop.
+    pub swaps: u64,
+    /// Policies refused.
+    pub refused_policies: u64,
+    /// Transitions in the replay: offline and online.
+    pub offline_transitions: u64,
+    /// Online.
+    pub online_transitions: u64,
+    /// Mean offline share of the last 100 minibatches.
+    pub offline_share: f64,
+    /// Mean losses of the last 100 updates.
+    pub losses: Value,
+    /// CPU time per part of an update, milliseconds.
+    pub update_parts_ms: Value,
+    /// Wake-up latency of the control thread.
+    pub wake: LatencySummary,
+    /// Longest tick, microseconds of work.
+    pub max_work_us: u64,
+    /// Real-time settings that the machine refused.
+    pub refused_settings: Vec<String>,
+    /// Wall seconds of the learning phase.
+    pub seconds: f64,
+    /// Why the robot had to be stopped, if it had to.
+    pub stopped: Option<String>,
+    /// Other failures: of learner, recorder, metrics.
+    pub failures: Vec<String>,
+}
+
+impl Report {
+    /// Mean of the returns before and after, when both were measured.
+    pub fn improvement(&self) -> Option<(f64, f64)> {
+        let mean = |r: &[f64]| (!r.is_empty()).then(|| r.iter().sum::<f64>() / r.len() as f64);
+        Some((mean(&self.before)?, mean(&self.after)?))
+    }
+
+    /// Whether nothing was lost, stopped or failed: the exit code.
+    pub fn is_clean(&self) -> bool {
+        self.dropped == 0 && self.stopped.is_none() && self.failures.is_empty()
+    }
+}

@@ -1,0 +1,155 @@
+//! Promises to the operator of a running process: swaps, refusals, restarts after a kill.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use fieldtune::clock::{Clock, monotonic};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldtune");
+
+/// A real-time run of the pendulum at 100 Hz, killed when dropped.
+struct Running {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pause(ms: u64) {
+    Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(ms)));
+}
+
+impl Running {
+    fn start(folder: &Path, settings: &[&str]) -> Self {
+        let run = folder.join("run");
+        let child = Command::new(PROGRAM)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["run", "--config", "config/quickstart.toml", "--quiet"])
+            .args(["--set", &format!("run.directory={}", run.display())])
+            .args(["--set", "run.steps=100000", "--set", "run.evaluate_episodes=0", "--set", "run.existing=resume"])
+            .args(settings.iter().flat_map(|s| ["--set", s]))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child, folder: run }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        Command::new(PROGRAM)
+            .args(&arguments[..1])
+            .arg("--run")
+            .arg(&self.folder)
+            .args(&arguments[1..])
+            .output()
+            .unwrap()
+    }
+
+    fn status(&self) -> Option<Value> {
+        let output = self.ask(&["status", "--json"]);
+        let reply: Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(reply["status"].clone())
+    }
+
+    /// Waits until `key` of the status is at least `value`.
+    fn reach(&mut self, key: &str, value: u64) -> Value {
+        for _ in 0..600 {
+            if let Some(status) = self.status()
+                && status[key].as_u64().unwrap() >= value
+            {
+                return status;
+            }
+            assert!(self.child.try_wait().unwrap().is_none(), "the run ended: {}", self.last_words());
+            pause(100);
+        }
+        panic!("{key} did not reach {value}: {:?}", self.status());
+    }
+
+    fn last_words(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(stderr) = self.child.stderr.as_mut() {
+            let _ = std::io::Read::read_to_string(stderr, &mut text);
+        }
+        text
+    }
+}
+
+fn copy_bundle(to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pendulum-cql")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn good_bundles_are_swapped_in_and_bad_ones_refused_while_the_loop_runs_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut running = Running::start(folder.path(), &["learner.enabled=false"]);
+    running.reach("steps", 20);
+    let good = folder.path().join("good");
+    copy_bundle(&good);
+
+    let swapped = running.ask(&["swap", good.to_str().unwrap()]);
+    assert!(swapped.status.success(), "{}", String::from_utf8_lossy(&swapped.stdout));
+    running.reach("swaps", 1);
+    assert!(running.ask(&["swap", "--rollback"]).status.success());
+    running.reach("rollbacks", 1);
+
+    let truncated = folder.path().join("truncated");
+    copy_bundle(&truncated);
+    let onnx = std::fs::read(truncated.join("policy.onnx")).unwrap();
+    std::fs::write(truncated.join("policy.onnx"), &onnx[..onnx.len() / 2]).unwrap();
+    let flipped = folder.path().join("flipped");
+    copy_bundle(&flipped);
+    let mut weights = std::fs::read(flipped.join("weights.safetensors")).unwrap();
+    let middle = weights.len() / 2;
+    weights[middle] ^= 0x40;
+    std::fs::write(flipped.join("weights.safetensors"), weights).unwrap();
+    for (bundle, word) in
+        [(&truncated, "policy.onnx"), (&flipped, "weights.safetensors"), (&folder.path().join("none"), "none")]
+    {
+        let refused = running.ask(&["swap", bundle.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+        eprintln!("{}", text.trim());
+        assert!(!refused.status.success() && text.contains("refused") && text.contains(word), "{text}");
+    }
+    let before = running.status().unwrap();
+    pause(500);
+    let after = running.status().unwrap();
+    assert!(after["steps"].as_u64() > before["steps"].as_u64(), "the loop runs on");
+    assert_eq!(after["swaps"], 1);
+    assert_eq!(after["dropped"], 0);
+
+    assert!(running.ask(&["status", "--stop"]).status.success());
+    let ended = running.child.wait().unwrap();
+    assert!(ended.success(), "{}", running.last_words());
+}
+
+#[test]
+fn a_killed_run_goes_on_with_everything_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["learner.checkpoint_every=20", "policy.publish_every=20"];
+    let mut running = Running::start(folder.path(), &settings);
+    let before = running.reach("updates", 60);
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+
+    let mut again = Running::start(folder.path(), &settings);
+    let after = again.reach("swaps", 1);
+    assert!(after["steps"].as_u64().unwrap() >= before["steps"].as_u64().unwrap() - 1, "{before} {after}");
+    assert!(after["updates"].as_u64().unwrap() >= 40, "the learner goes on from its checkpoint: {after}");
+    assert!(again.ask(&["status", "--stop"]).status.success());
+    assert!(again.child.wait().unwrap().success());
+    let inspected = Command::new(PROGRAM).args(["data", "inspect", "--json"]).arg(&again.folder).output().unwrap();
+    let data: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(data["buffer"]["bad_records"], 0, "{data}");
+}

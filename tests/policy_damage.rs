@@ -1,0 +1,241 @@
+//! Damaged bundles and checkpoints are refused, with a reason, without a panic and without taking memory.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fieldtune::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
+use fieldtune::policy::manifest::Description;
+use fieldtune::policy::{Bundle, torch_legacy, weights_file};
+use fieldtune::spaces::Spaces;
+use rand::prelude::*;
+use rand_chacha::ChaCha8Rng;
+
+thread_local! {
+    static LIVE: Cell<usize> = const { Cell::new(0) };
+    static PEAK: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Watching;
+
+#[allow(unsafe_code, reason = "an allocator is unsafe by its trait; every call goes to the system's")]
+// SAFETY: every method passes its arguments on to the system allocator unchanged; watching does not allocate.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.set(LIVE.get().wrapping_add(layout.size()));
+        PEAK.set(PEAK.get().max(LIVE.get()));
+        // SAFETY: the caller's promise is the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.set(LIVE.get().wrapping_sub(layout.size()));
+        // SAFETY: the caller's promise is the system allocator's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+fn bundle() -> Bundle {
+    let stack = |inputs: usize, outputs: usize| {
+        let layer = |inputs: usize, outputs: usize| LayerWeights {
+            inputs,
+            outputs,
+            weight: (0..3 * inputs * outputs).map(|i| (i as f32 * 0.7).sin()).collect(),
+            bias: (0..3 * outputs).map(|i| (i as f32).cos()).collect(),
+            layer_norm: None,
+        };
+        StackWeights { members: 3, layers: vec![layer(inputs, 8), layer(8, outputs)] }
+    };
+    let weights = EnsembleWeights {
+        actor: ActorWeights { stack: stack(3, 2), log_std: LogStdBounds::default() },
+        critic1: stack(4, 1),
+        critic2: stack(4, 1),
+        targets: None,
+        log_alpha: Some(0.0),
+    };
+    let description = Description {
+        name: String::from("pendulum"),
+        control_hz: 20.0,
+        algorithm: String::from("CQL"),
+        discount: 0.99,
+        training_log_std: None,
+        spaces: Spaces {
+            observation: ["cos_theta", "sin_theta", "theta_rad_s"].map(String::from).to_vec(),
+            action: vec![String::from("torque")],
+        },
+        provenance: BTreeMap::from([(String::from("data"), String::from("made for a test"))]),
+    };
+    Bundle::new(description, weights).expect("a good bundle")
+}
+
+/// One of the things that happen to files.
+fn mutate(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
+    let len = bytes.len();
+    let at = rng.random_range(0..len.max(1)).min(len.saturating_sub(1));
+    match rng.random_range(0..7) {
+        _ if len == 0 => bytes.push(rng.random()),
+        0 => bytes[at] ^= 1 << rng.random_range(0..8),
+        1 => bytes.truncate(at),
+        2 => bytes.insert(at, rng.random()),
+        3 => drop(bytes.remove(at)),
+        4 => {
+            let end = (at + rng.random_range(1..9)).min(len);
+            rng.fill(&mut bytes[at..end]);
+        }
+        5 => bytes[at] = [0, 0x7f, 0x80, 0xff][rng.random_range(0..4)],
+        _ => {
+            let end = (at + rng.random_range(1..64)).min(len);
+            let part = bytes[at..end].to_vec();
+            bytes.extend(part);
+        }
+    }
+}
+
+#[test]
+fn two_hundred_damaged_bundles_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle");
+    let good = bundle();
+    good.save(&path).unwrap();
+    let names = ["manifest.toml", "policy.onnx", "weights.safetensors", "golden.safetensors"];
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut reasons = BTreeSet::new();
+    for round in 0..200 {
+        let name = names[round % names.len()];
+        let original = fs::read(path.join(name)).unwrap();
+        let mut bytes = original.clone();
+        while bytes == original {
+            mutate(&mut bytes, &mut rng);
+        }
+        fs::write(path.join(name), &bytes).unwrap();
+        let error = Bundle::load(&path).err().unwrap_or_else(|| panic!("round {round}: changed {name} was accepted"));
+        reasons.insert(error.to_string());
+        fs::write(path.join(name), original).unwrap();
+    }
+    assert_eq!(Bundle::load(&path).unwrap(), good);
+    assert!(reasons.len() > 20, "every refusal sounds the same: {reasons:?}");
+}
+
+#[test]
+fn each_fault_says_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle");
+    bundle().save(&path).unwrap();
+    let refusal = |name: &str, change: &dyn Fn(&Path)| {
+        let saved = fs::read(path.join(name)).unwrap();
+        change(&path.join(name));
+        let error = Bundle::load(&path).expect_err("accepted").to_string();
+        fs::write(path.join(name), saved).unwrap();
+        error
+    };
+    let truncate = |p: &Path| fs::write(p, &fs::read(p).unwrap()[..100]).unwrap();
+    let flip = |p: &Path| {
+        let mut bytes = fs::read(p).unwrap();
+        bytes[500] ^= 4;
+        fs::write(p, bytes).unwrap();
+    };
+    let rename = |p: &Path| fs::write(p, fs::read_to_string(p).unwrap().replace("sin_theta", "cos_theta")).unwrap();
+    assert!(refusal("policy.onnx", &|p| fs::remove_file(p).unwrap()).contains("policy.onnx: No such file"));
+    assert!(refusal("policy.onnx", &truncate).contains("policy.onnx has 100 bytes"));
+    assert!(refusal("weights.safetensors", &flip).contains("weights.safetensors has SHA-256"));
+    assert!(refusal("manifest.toml", &rename).contains("manifest.toml was changed"));
+}
+
+#[test]
+fn parts_of_two_bundles_contradict_each_other_even_with_right_hashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle");
+    let good = bundle();
+    good.save(&path).unwrap();
+    let mut other = good.weights().clone();
+    other.actor.stack.layers[0].bias[0] += 0.5;
+    let bytes = weights_file::encode(&other).unwrap();
+    let entry = &good.manifest().files["weights.safetensors"];
+    let mut manifest = good.manifest().clone();
+    manifest.files.insert(
+        String::from("weights.safetensors"),
+        fieldtune::policy::manifest::FileEntry {
+            size: entry.size,
+            sha256: fieldtune::policy::manifest::sha256(&bytes),
+        },
+    );
+    fs::write(path.join("weights.safetensors"), bytes).unwrap();
+    fs::write(path.join("manifest.toml"), manifest.to_text().unwrap()).unwrap();
+    let error = Bundle::load(&path).expect_err("accepted").to_string();
+    assert!(error.contains("the actors of policy.onnx and weights.safetensors differ"), "{error}");
+}
+
+#[test]
+fn saving_replaces_a_bundle_whole_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle");
+    let first = bundle();
+    first.save(&path).unwrap();
+    let mut weights = first.weights().clone();
+    weights.log_alpha = Some(1.0);
+    let second = Bundle::new(first.manifest().description.clone(), weights).unwrap();
+    second.save(&path).unwrap();
+    assert_eq!(Bundle::load(&path).unwrap(), second);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+
+    fs::write(path.join("notes.txt"), "mine").unwrap();
+    let error = first.save(&path).expect_err("replaced a folder with other files").to_string();
+    assert!(error.contains("notes.txt"), "{error}");
+    assert!(path.join("notes.txt").exists());
+}
+
+#[test]
+fn there_is_a_whole_bundle_at_every_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle");
+    let good = bundle();
+    good.save(&path).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (0..50).for_each(|_| good.save(&path).unwrap()));
+        while !writer.is_finished() {
+            assert!(path.join("manifest.toml").exists(), "for a moment there was no bundle");
+        }
+    });
+}
+
+#[test]
+fn mutated_checkpoints_neither_panic_nor_take_memory() {
+    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared"));
+    let shared = std::env::var_os("FIELDTUNE_SHARED").map_or_else(default, PathBuf::from);
+    let path = shared.join("checkpoints/off2onrl_halfcheetah_medium_v0/seed0/actor.pt");
+    let Ok(original) = fs::read(&path) else {
+        eprintln!("skipped: {} is not there", path.display());
+        return;
+    };
+    let description = 1208;
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut accepted = 0;
+    for _ in 0..20_000 {
+        let mut bytes = original[..description].to_vec();
+        for _ in 0..rng.random_range(1..4) {
+            mutate(&mut bytes, &mut rng);
+        }
+        bytes.extend(&original[description..]);
+        LIVE.set(0);
+        PEAK.set(0);
+        accepted += usize::from(torch_legacy::read(&bytes).is_ok());
+        assert!(PEAK.get() <= 2 * bytes.len(), "{} bytes of memory for a file of {}", PEAK.get(), bytes.len());
+    }
+    eprintln!("{accepted} of 20000 mutations left a readable file");
+    assert!((1..10_000).contains(&accepted), "the mutations do not reach the tensors");
+}
+
+#[test]
+fn a_long_description_is_refused_before_it_takes_memory() {
+    let mut bytes = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
+    bytes.resize(64 << 20, b'N');
+    LIVE.set(0);
+    PEAK.set(0);
+    assert!(torch_legacy::read(&bytes).is_err());
+    assert!(PEAK.get() < 32 << 20, "{} bytes", PEAK.get());
+}

@@ -1,0 +1,240 @@
+//! Every sampled row against a plain list of all records: no wrong next observation, no row that should not exist.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use fieldtune::config::{ReplayConfig, SamplerKind};
+use fieldtune::replay::{Access, Layout, Replay, Store};
+use fieldtune::spaces::{Minibatch, Source, StepFlags, StepRecord};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const LAYOUT: Layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 9 };
+
+/// All records ever appended to a ring; record `k` has sequence number `k + 1`.
+#[derive(Default)]
+struct Model {
+    records: Vec<StepRecord>,
+    capacity: usize,
+}
+
+impl Model {
+    /// The record that follows record `k` in time and makes a transition with it that may be sampled now.
+    fn successor(&self, k: usize) -> Option<&StepRecord> {
+        let (this, next) = (self.records.get(k)?, self.records.get(k + 1)?);
+        let kept = k + self.capacity > self.records.len();
+        let follows = next.episode == this.episode && next.step == this.step + 1;
+        let whole = !next.flags.contains(StepFlags::GAP) && !this.flags.contains(StepFlags::OBSERVATION_ONLY);
+        (kept && follows && whole).then_some(next)
+    }
+
+    fn transitions(&self) -> usize {
+        let oldest = self.records.len().saturating_sub(self.capacity);
+        (oldest..self.records.len()).filter(|k| self.successor(*k).is_some()).count()
+    }
+
+    /// Newest record in a slot.
+    fn in_slot(&self, slot: usize) -> usize {
+        let newest = self.records.len() - 1;
+        newest - (newest - slot) % self.capacity
+    }
+
+    fn check_row(&self, batch: &Minibatch, row: usize, slot: usize) {
+        let k = self.in_slot(slot);
+        let this = &self.records[k];
+        let next = self.successor(k).unwrap_or_else(|| panic!("record {k} is no transition"));
+        assert_eq!(batch.observation[2 * row..2 * row + 2], this.observation[..]);
+        assert_eq!(batch.next_observation[2 * row..2 * row + 2], next.observation[..]);
+        assert_eq!(batch.action[row..=row], this.action[..]);
+        assert_eq!(batch.reward[row], this.reward);
+        assert_eq!(batch.terminated[row] == 1.0, this.flags.contains(StepFlags::TERMINATED));
+    }
+}
+
+/// A robot that ends, cuts, loses and repeats things.
+struct Robot {
+    rng: ChaCha8Rng,
+    episode: u32,
+    step: u32,
+    ended: bool,
+    mean_length: u32,
+}
+
+impl Robot {
+    fn next(&mut self) -> StepRecord {
+        let mut flags = StepFlags::default();
+        let chance = |rng: &mut ChaCha8Rng, one_in: u32| rng.random_range(0..one_in) == 0;
+        if self.ended {
+            // Usually the last observation of the episode; sometimes it is lost.
+            self.ended = false;
+            if chance(&mut self.rng, 10) {
+                (self.episode, self.step) = (self.episode + 1, 0);
+            } else {
+                flags.insert(StepFlags::OBSERVATION_ONLY);
+            }
+        } else if chance(&mut self.rng, 3 * self.mean_length) {
+            // The process died in the middle of an episode.
+            (self.episode, self.step) = (self.episode + 1, 0);
+        }
+        if chance(&mut self.rng, 20) {
+            flags.insert(StepFlags::GAP);
+            self.step += u32::from(self.rng.random::<bool>());
+        } else if chance(&mut self.rng, 40) {
+            // Lost steps or a repeated one that nobody flagged.
+            self.step = if self.rng.random() { self.step + 2 } else { self.step.saturating_sub(1) };
+        }
+        if !flags.contains(StepFlags::OBSERVATION_ONLY) && chance(&mut self.rng, self.mean_length) {
+            flags.insert(if self.rng.random() { StepFlags::TERMINATED } else { StepFlags::TRUNCATED });
+            self.ended = true;
+        }
+        let mut record = StepRecord { episode: self.episode, step: self.step, flags, ..StepRecord::default() };
+        record.observation.extend([self.rng.random::<f32>(), self.rng.random()]);
+        if flags.contains(StepFlags::OBSERVATION_ONLY) {
+            (self.episode, self.step) = (self.episode + 1, 0);
+        } else {
+            record.action.extend([self.rng.random::<f32>()]);
+            record.reward = self.rng.random();
+            self.step += 1;
+        }
+        record
+    }
+}
+
+/// Runs one buffer of each side and compares `batches` minibatches; returns the number of rows.
+fn compare(seed: u64, batches: usize, on_disk: bool) -> usize {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let mut robot = Robot {
+        rng: ChaCha8Rng::seed_from_u64(seed + 1),
+        episode: 0,
+        step: 0,
+        ended: false,
+        mean_length: rng.random_range(1..30),
+    };
+    let mut model = Model { records: Vec::new(), capacity: rng.random_range(3..150) };
+    let mut offline_model = Model { records: Vec::new(), capacity: rng.random_range(3..150) };
+    let mut offline = Store::in_memory(LAYOUT, offline_model.capacity as u64).unwrap();
+    for _ in 0..rng.random_range(0..300) {
+        offline_model.records.push(robot.next());
+        offline.append(offline_model.records.last().unwrap()).unwrap();
+    }
+    let online = if on_disk {
+        Store::create(dir.path(), LAYOUT, model.capacity as u64).unwrap()
+    } else {
+        Store::in_memory(LAYOUT, model.capacity as u64).unwrap()
+    };
+    let mut replay = Replay::new(Some(offline), online, &ReplayConfig::default()).unwrap();
+    let (mut batch, mut rows) = (Minibatch::default(), 0);
+    for round in 0..batches {
+        for _ in 0..rng.random_range(0..40) {
+            model.records.push(robot.next());
+            replay.append(model.records.last().unwrap()).unwrap();
+        }
+        if on_disk && round % 8 == 7 {
+            let mut offline = Store::in_memory(LAYOUT, offline_model.capacity as u64).unwrap();
+            offline_model.records.iter().for_each(|record| _ = offline.append(record).unwrap());
+            drop(replay);
+            let online = Store::open(dir.path(), Access::ReadWrite).unwrap();
+            replay = Replay::new(Some(offline), online, &ReplayConfig::default()).unwrap();
+        }
+        assert_eq!(replay.online_transitions() as usize, model.transitions());
+        assert_eq!(replay.offline_transitions() as usize, offline_model.transitions());
+        let kind = [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online][round % 3];
+        let enough = model.transitions() + if kind == SamplerKind::Online { 0 } else { offline_model.transitions() };
+        if enough == 0 {
+            assert!(replay.sample(kind, 64, &mut rng, &mut batch).is_err());
+            continue;
+        }
+        replay.sample(kind, 64, &mut rng, &mut batch).unwrap();
+        assert_eq!(batch.rows, 64);
+        for row in 0..batch.rows {
+            let leaf = batch.leaf[row] as usize;
+            match batch.source[row] {
+                Source::Offline => offline_model.check_row(&batch, row, leaf),
+                Source::Online => model.check_row(&batch, row, leaf - offline_model.capacity),
+            }
+        }
+        rows += batch.rows;
+        let priorities: Vec<f32> = (0..64).map(|_| rng.random_range(0.0..5.0)).collect();
+        replay.set_priorities(&batch.leaf, &priorities).unwrap();
+        let naive: f64 = (0..replay.priorities().len()).map(|leaf| f64::from(replay.priorities().get(leaf))).sum();
+        assert!((f64::from(replay.priorities().total()) - naive).abs() <= 1e-6 * naive);
+    }
+    rows
+}
+
+#[test]
+fn a_million_sampled_rows_are_all_right() {
+    let rows: usize = (0..300).map(|seed| compare(seed * 7919, 60, false)).sum();
+    assert!(rows > 1_000_000, "only {rows} rows were compared");
+}
+
+#[test]
+fn buffers_that_are_closed_and_opened_in_between_are_all_right() {
+    let rows: usize = (0..20).map(|seed| compare(1_000_003 + seed * 7919, 40, true)).sum();
+    assert!(rows > 40_000, "only {rows} rows were compared");
+}
+
+#[test]
+fn the_same_seed_draws_the_same_rows() {
+    let draw = |seed| {
+        let mut replay = Replay::new(None, Store::in_memory(LAYOUT, 100).unwrap(), &ReplayConfig::default()).unwrap();
+        let mut robot = Robot { rng: ChaCha8Rng::seed_from_u64(1), episode: 0, step: 0, ended: false, mean_length: 9 };
+        (0..150).for_each(|_| replay.append(&robot.next()).unwrap());
+        let (mut rng, mut batch) = (ChaCha8Rng::seed_from_u64(seed), Minibatch::default());
+        let kinds = [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online];
+        kinds.map(|kind| {
+            replay.sample(kind, 50, &mut rng, &mut batch).unwrap();
+            batch.clone()
+        })
+    };
+    assert_eq!(draw(3), draw(3));
+    assert_ne!(draw(3), draw(4));
+}
+
+#[test]
+fn each_sampler_draws_with_the_right_probabilities() {
+    let config = ReplayConfig::default();
+    let fill = |episode, records| {
+        let mut store = Store::in_memory(LAYOUT, 400).unwrap();
+        for step in 0..records {
+            let mut record = StepRecord { episode, step, ..StepRecord::default() };
+            record.observation.extend([0.0, 1.0]);
+            record.action.extend([0.5]);
+            store.append(&record).unwrap();
+        }
+        store
+    };
+    let mut replay = Replay::new(Some(fill(0, 101)), fill(1, 51), &config).unwrap();
+    let leaf = |k: usize| if k < 100 { k } else { 400 + k - 100 };
+    let leaves: Vec<u32> = (0..150).map(|k| leaf(k) as u32).collect();
+    let priorities: Vec<f32> = (0..150).map(|k| 0.1 + (k * 37 % 50) as f32 * 0.1).collect();
+    replay.set_priorities(&leaves, &priorities).unwrap();
+    let weights = |kind| -> Vec<f64> {
+        (0..150)
+            .map(|k| match kind {
+                SamplerKind::Balanced => f64::from(priorities[k]),
+                SamplerKind::Uniform => 1.0,
+                SamplerKind::Online => f64::from(u8::from(k >= 100)),
+            })
+            .collect()
+    };
+    let (mut rng, mut batch) = (ChaCha8Rng::seed_from_u64(2), Minibatch::default());
+    for kind in [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online] {
+        let mut counts = vec![0_u32; 800];
+        for _ in 0..4000 {
+            replay.sample(kind, 250, &mut rng, &mut batch).unwrap();
+            batch.leaf.iter().for_each(|leaf| counts[*leaf as usize] += 1);
+        }
+        let weights = weights(kind);
+        let total: f64 = weights.iter().sum();
+        let chi: f64 = (0..150)
+            .filter(|k| weights[*k] > 0.0)
+            .map(|k| {
+                let expected = 1e6 * weights[k] / total;
+                (f64::from(counts[leaf(k)]) - expected).powi(2) / expected
+            })
+            .sum();
+        let drawn: u32 = (0..150).map(|k| counts[leaf(k)]).sum();
+        assert_eq!(drawn, 1_000_000, "{kind:?} draws transitions only");
+        assert!(chi < 208.0, "{kind:?}: chi-square {chi} of at most 149 degrees exceeds its 99.9 % quantile");
+    }
+}
