@@ -1,7 +1,7 @@
 //! The policy of the control loop (layer 2): an ensemble of actors as one file, and the engines that run it.
 //!
 //! An exported policy is one ONNX file ([`onnx_file`]) that serves every engine: the built-in forward pass
-//! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare`] encodes, checks, warms up and
+//! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare()`] encodes, checks, warms up and
 //! hands back a [`PolicyBackend`]; a policy that fails a check is never offered. [`bundle`] keeps a policy with its
 //! critics, provenance and hashes in a folder; [`import`] reads checkpoints of others.
 //!
