@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fieldtune::clock::{Clock, monotonic};
+use fieldtune::policy::manifest::{Manifest, sha256};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldtune");
@@ -90,6 +91,25 @@ fn copy_bundle(to: &Path) {
     }
 }
 
+/// A copy of the bundle with other bytes in its weights, behind the header.
+fn change_weights(bundle: &Path, change: impl FnOnce(&mut [u8])) {
+    copy_bundle(bundle);
+    let file = bundle.join("weights.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    change(&mut bytes[header..]);
+    std::fs::write(file, bytes).unwrap();
+}
+
+/// Hashes and seal made to fit the changed weights, as a careless tool would.
+fn seal_again(bundle: &Path) {
+    let file = bundle.join("manifest.toml");
+    let mut manifest = Manifest::from_text(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let weights = std::fs::read(bundle.join("weights.safetensors")).unwrap();
+    manifest.files.get_mut("weights.safetensors").unwrap().sha256 = sha256(&weights);
+    std::fs::write(file, manifest.to_text().unwrap()).unwrap();
+}
+
 #[test]
 fn good_bundles_are_swapped_in_and_bad_ones_refused_while_the_loop_runs_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -104,23 +124,38 @@ fn good_bundles_are_swapped_in_and_bad_ones_refused_while_the_loop_runs_on() {
     assert!(running.ask(&["swap", "--rollback"]).status.success());
     running.reach("rollbacks", 1);
 
-    let truncated = folder.path().join("truncated");
+    let path = |name: &str| folder.path().join(name);
+    let truncated = path("truncated");
     copy_bundle(&truncated);
     let onnx = std::fs::read(truncated.join("policy.onnx")).unwrap();
     std::fs::write(truncated.join("policy.onnx"), &onnx[..onnx.len() / 2]).unwrap();
-    let flipped = folder.path().join("flipped");
-    copy_bundle(&flipped);
-    let mut weights = std::fs::read(flipped.join("weights.safetensors")).unwrap();
-    let middle = weights.len() / 2;
-    weights[middle] ^= 0x40;
-    std::fs::write(flipped.join("weights.safetensors"), weights).unwrap();
-    for (bundle, word) in
-        [(&truncated, "policy.onnx"), (&flipped, "weights.safetensors"), (&folder.path().join("none"), "none")]
-    {
+    let flipped = path("flipped");
+    change_weights(&flipped, |weights| weights[0] ^= 0x40);
+    let sealed_nan = path("nan");
+    change_weights(&sealed_nan, |weights| weights[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
+    seal_again(&sealed_nan);
+    let other_robot = path("other-robot");
+    let spaces = "robot.spaces={ observation = [\"a\", \"b\", \"c\", \"d\"], action = [\"torque\"] }";
+    let config = ["--config", "config/quickstart.toml", "--set", spaces, "--set", "pretrain.hidden=[8, 8]"];
+    let made = Command::new(PROGRAM)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["policy", "new"])
+        .args(config)
+        .arg("--out")
+        .arg(&other_robot)
+        .output();
+    assert!(made.unwrap().status.success());
+    for (bundle, word) in [
+        (&truncated, "policy.onnx"),
+        (&flipped, "weights.safetensors"),
+        (&sealed_nan, "NaN"),
+        (&other_robot, "observation"),
+        (&path("none"), "none"),
+    ] {
         let refused = running.ask(&["swap", bundle.to_str().unwrap()]);
         let text = String::from_utf8_lossy(&refused.stdout).into_owned();
         eprintln!("{}", text.trim());
-        assert!(!refused.status.success() && text.contains("refused") && text.contains(word), "{text}");
+        assert!(!refused.status.success() && text.contains("refused") && text.contains(word), "{word}: {text}");
     }
     let before = running.status().unwrap();
     pause(500);
