@@ -45,29 +45,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Control the robot and learn from what it does.
     Run(run::Args),
-    /// Run deterministic episodes with a policy and print their returns.
     Evaluate(evaluate::Args),
-    /// Record episodes without learning and write them as a data set.
     Collect(collect::Args),
-    /// Run recorded observations through a policy and compare its actions with the recorded ones.
     Replay(replay::Args),
-    /// Train a first ensemble offline, with CQL on a data set.
     Pretrain(pretrain::Args),
-    /// Work with policy bundles.
     #[command(subcommand)]
     Policy(policy::Command),
-    /// Work with data sets and replay buffers.
     #[command(subcommand)]
     Data(data::Command),
-    /// Change the policy of a running process between two ticks.
     Swap(talk::SwapArgs),
-    /// Ask a running process how it is.
     Status(talk::StatusArgs),
-    /// Check this machine for real-time work.
     Doctor(doctor::Args),
-    /// Play a simulated robot that speaks firmware frames.
     #[cfg(feature = "simulator")]
     Simulate(simulator::Args),
 }

@@ -74,22 +74,24 @@ pub fn parse(file: &str, text: &str, overrides: &[String]) -> Result<Config, Con
         reader.read(&quoted(setting), |_| format!("--set {setting}"));
     }
     let mut problems = reader.problems;
-    if problems.is_empty() {
-        match Config::deserialize(reader.merged) {
-            Ok(config) => {
-                problems = check::check(&config);
-                for problem in &mut problems {
-                    let place = reader.places.get(&problem.key).map_or("default", String::as_str);
-                    problem.place = place.to_owned();
-                }
-                if problems.is_empty() {
-                    return Ok(config);
-                }
-            }
-            Err(error) => {
-                problems.push(Problem { place: file.into(), key: String::new(), message: error.message().into() });
+    // Keys that are wrong by themselves are left out, so that the ranges of all others are reported too.
+    let config = Config::deserialize(reader.merged).map_err(|error| Problem {
+        place: file.into(),
+        key: String::new(),
+        message: error.message().into(),
+    });
+    match config {
+        Ok(config) => {
+            problems.extend(check::check(&config).into_iter().map(|mut problem| {
+                let place = reader.places.get(&problem.key).map_or("default", String::as_str);
+                place.clone_into(&mut problem.place);
+                problem
+            }));
+            if problems.is_empty() {
+                return Ok(config);
             }
         }
+        Err(problem) => problems.push(problem),
     }
     Err(ConfigError::Refused(problems))
 }
@@ -194,7 +196,8 @@ mod tests {
         assert!(text.contains("robot.toml:2: run.steps"), "{text}");
         assert!(text.contains("robot.toml:3: run.sped: unknown field `sped`"), "{text}");
         assert!(text.contains("--set robot.colour=red"), "{text}");
-        assert_eq!(found.len(), 3);
+        assert!(text.contains("robot.toml:6: learner.discount: 2: must lie in (0, 1)"), "{text}");
+        assert_eq!(found.len(), 4, "{text}");
         let ranges = problems("[run]\nsteps = 0\n[learner]\ndiscount = nan\n", &[]);
         assert_eq!(ranges.len(), 2, "{}", list(&ranges));
         assert_eq!(ranges[1].place, "robot.toml:4");
