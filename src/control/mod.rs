@@ -14,5 +14,5 @@ mod tick;
 pub use pacer::Pacer;
 pub use queue::{QUEUE_STEPS, StepConsumer, StepProducer, step_queue};
 pub use safety::{Limiter, Limits};
-pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, policy_slot};
+pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, Unsent, policy_slot};
 pub use tick::{ControlLoop, ControlSettings, Fault};

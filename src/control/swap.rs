@@ -44,6 +44,15 @@ pub struct PolicySlot {
     retired: Sender<Offer>,
 }
 
+/// Why a request did not reach the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// An earlier request still waits.
+    Busy,
+    /// The loop has ended.
+    Ended,
+}
+
 /// The publisher's end.
 pub struct PolicyHandover {
     requests: Sender<SwapRequest>,
@@ -116,20 +125,17 @@ impl PolicyHandover {
         while self.retired.try_recv().is_ok() {}
     }
 
-    /// Puts a request in front of the loop, waiting at most `patience` for an earlier one to be taken.
+    /// Puts a request in front of the loop, waiting at most `patience` for an earlier one to be taken. A request
+    /// that cannot be put there is dropped here, on the publisher's thread.
     ///
     /// # Errors
-    /// The request itself, when the loop did not take the earlier one in time or has ended.
-    pub fn send(&self, request: SwapRequest, patience: Duration) -> Result<(), SwapRequest> {
+    /// When the loop did not take the earlier one in time, or has ended.
+    pub fn send(&self, request: SwapRequest, patience: Duration) -> Result<(), Unsent> {
         self.collect();
         self.requests.send_timeout(request, patience).map_err(|error| match error {
-            SendTimeoutError::Timeout(request) | SendTimeoutError::Disconnected(request) => request,
+            SendTimeoutError::Timeout(_) => Unsent::Busy,
+            SendTimeoutError::Disconnected(_) => Unsent::Ended,
         })
-    }
-
-    /// Whether the loop has taken the last request.
-    pub fn is_idle(&self) -> bool {
-        self.requests.is_empty()
     }
 }
 

@@ -11,13 +11,16 @@ use super::parts::Shared;
 use super::socket::{Reply, Request};
 use crate::clock;
 use crate::config::PolicyConfig;
-use crate::control::{Offer, PolicyHandover, SwapRequest};
+use crate::control::{Offer, PolicyHandover, SwapRequest, Unsent};
 use crate::nn::weights::ActorWeights;
 use crate::policy::{Bundle, PolicyError, checks, prepare};
 use crate::spaces::Spaces;
 
 /// How long a policy may wait for the loop to take the one before.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Answer to a request that the loop would not see.
+const BUSY: &str = "the control loop does not take requests at present; the policy in use stays";
 
 /// Builds, checks and hands over.
 pub(super) struct Publisher {
@@ -40,24 +43,30 @@ impl Publisher {
         if self.held {
             return;
         }
-        if let Err(error) = self.offer(actor, PATIENCE) {
-            self.shared.tell(Event::Refused { reason: error.to_string() });
-            self.shared.fail(format!("the learner's policy was refused, the one in use stays: {error}"));
+        match self.offer(actor) {
+            Ok(Err(Unsent::Busy)) => {
+                log::warn!("the control loop did not take the last policy in time; this one is skipped")
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.shared.tell(Event::Refused { reason: error.to_string() });
+                self.shared.fail(format!("the learner's policy was refused, the one in use stays: {error}"));
+            }
         }
     }
 
-    fn offer(&mut self, actor: &ActorWeights, patience: Duration) -> Result<(), PolicyError> {
+    /// Prepares and sends; the inner result says whether the loop will see it.
+    fn offer(&mut self, actor: &ActorWeights) -> Result<Result<(), Unsent>, PolicyError> {
         let begin = clock::monotonic();
         let prepared = prepare(actor, &self.spaces, &self.config)?;
         let prepare_ms = clock::monotonic().since(begin).as_secs_f64() * 1000.0;
         let offer = Offer { policy: prepared.backend, generation: self.generation + 1 };
-        if self.handover.send(SwapRequest::Offer(offer), patience).is_ok() {
+        let sent = self.handover.send(SwapRequest::Offer(offer), PATIENCE);
+        if sent.is_ok() {
             self.generation += 1;
             self.shared.tell(Event::Published { generation: self.generation, prepare_ms });
-        } else if !self.shared.stopping() {
-            log::warn!("the control loop did not take the last policy in time; this one is skipped");
         }
-        Ok(())
+        Ok(sent)
     }
 
     /// An operator's request; the loop runs on whatever the answer.
@@ -65,7 +74,8 @@ impl Publisher {
         self.handover.collect();
         match request {
             Request::Swap { bundle } => match self.swap(bundle) {
-                Ok(()) => {
+                Ok(Err(_)) => Reply::refused(BUSY.into()),
+                Ok(Ok(())) => {
                     self.held = true;
                     let generation = self.generation;
                     Reply::ok(format!(
@@ -84,7 +94,7 @@ impl Publisher {
                     Ok(()) => Reply::ok(
                         "asked for the policy before; the learner's are held back until `swap --follow`".into(),
                     ),
-                    Err(_) => Reply::refused("the control loop does not take requests at present".into()),
+                    Err(_) => Reply::refused(BUSY.into()),
                 }
             }
             Request::Follow => {
@@ -95,9 +105,9 @@ impl Publisher {
         }
     }
 
-    fn swap(&mut self, folder: &Path) -> Result<(), PolicyError> {
+    fn swap(&mut self, folder: &Path) -> Result<Result<(), Unsent>, PolicyError> {
         let bundle = Bundle::load(folder)?;
         checks::names(&bundle.manifest().description.spaces, &self.spaces)?;
-        self.offer(&bundle.weights().actor, PATIENCE)
+        self.offer(&bundle.weights().actor)
     }
 }
