@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::parts::RuntimeError;
+use super::rights;
 use crate::config::Config;
 
 /// A running simulator; killed when dropped.
@@ -52,6 +53,9 @@ impl Simulator {
         let mut simulator = Self { child, socket };
         if ready.recv_timeout(Duration::from_secs(20)) != Ok(true) {
             return Err(failed(simulator.last_words()));
+        }
+        if !lockstep {
+            rights::raise(simulator.child.id(), config.realtime.priority);
         }
         Ok(simulator)
     }

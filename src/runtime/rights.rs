@@ -29,7 +29,7 @@ pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
         }
     }
     if config.priority > 0
-        && let Err(error) = fifo(config.priority)
+        && let Err(error) = fifo(0, config.priority)
     {
         let what = format!("SCHED_FIFO priority {}", config.priority);
         note(what, error, "grant CAP_SYS_NICE or an rtprio limit, or set realtime.priority = 0");
@@ -38,11 +38,22 @@ pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
     refused
 }
 
-fn fifo(priority: u32) -> Result<(), Errno> {
+/// Real-time priority for a child process that plays the robot: a robot is never late because we are busy.
+pub(super) fn raise(child: u32, priority: u32) {
+    if priority > 0
+        && let Err(error) = fifo(child as i32, (priority + 1).min(99))
+    {
+        log::debug!("the simulated robot runs at normal priority: {error}");
+    }
+}
+
+/// Gives `process` (0: the calling thread) a real-time priority.
+fn fifo(process: i32, priority: u32) -> Result<(), Errno> {
     let parameter = libc::sched_param { sched_priority: priority as i32 };
-    // SAFETY: pid 0 is the calling thread, and `parameter` is a valid sched_param that outlives the call.
-    let answer =
-        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
+    // SAFETY: `parameter` is a valid sched_param that outlives the call; a process that is gone is an error.
+    let answer = unsafe {
+        libc::sched_setscheduler(process, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter)
+    };
     if answer == 0 {
         Ok(())
     } else {
