@@ -87,6 +87,12 @@ pub fn monotonic() -> Stamp {
     Stamp(t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1000)
 }
 
+/// `CLOCK_MONOTONIC` to the nanosecond, for measuring what is shorter than a microsecond.
+pub fn precise() -> Duration {
+    let t = clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
 /// CPU time of the calling thread, for measurements that a busy machine does not disturb.
 pub fn thread_cpu() -> Duration {
     let t = clock_gettime(rustix::time::ClockId::ThreadCPUTime);

@@ -15,6 +15,7 @@
 //! | 5 | [`runtime`] | threads, channels, shutdown; the only place that spawns |
 //! | 4 | [`control`] | one tick: observe, act, limit, apply, record, swap |
 //! | 4 | [`learner`] | how many updates are due, one update, checkpoints, offline pretraining |
+//! | 4 | [`golden`] | reference numbers from elsewhere against the code that the learner runs |
 //! | 3 | [`rl`] | the losses of the papers as pure functions |
 //! | 2 | [`robot`] | a robot behind firmware frames; links |
 //! | 2 | [`policy`] | bundles, the engines that run them, checks, importers |
@@ -26,8 +27,9 @@
 //! | 0 | [`clock`] | the only reader of the time |
 //! | 0 | [`spaces`] | observation and action names, step records, minibatches |
 //!
-//! Beside the crate: `firmware-bridge` (no_std: frames, drive-state machine, watchdog; both ends use it) and
-//! `tools/simulator` (robots that play the microcontroller). The command line in `src/cli` is the only place that
+//! Beside the crate: `firmware-bridge` (no_std: frames, drive-state machine, limits, watchdog; both ends use it),
+//! `tools/simulator` (robots that play the microcontroller) and `tools/firmware-qemu` (the microcontroller itself, in an
+//! emulator). The command line in `src/cli` is the only place that
 //! prints and the only one that uses `anyhow`.
 //!
 //! # Threads of a real-time run
@@ -39,12 +41,14 @@
 //! | learner | its inbox, the device | yes | yes |
 //! | publisher | files, building a session | yes | yes |
 //! | socket | its clients | yes | yes |
+//! | page (`--serve`) | nothing | yes | yes |
 //! | main | events | yes | yes |
 
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod episode;
+pub mod golden;
 pub mod learner;
 pub mod nn;
 pub mod policy;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fieldtune::clock::{Clock, Stamp};
 use fieldtune::config::{Exploration, PolicyConfig};
-use fieldtune::control::{ControlLoop, ControlSettings, Limits, Offer, SwapRequest, policy_slot, step_queue};
+use fieldtune::control::{ControlLoop, ControlSettings, Limits, Offer, Rules, SwapRequest, policy_slot, step_queue};
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
 use fieldtune::policy::prepare;
 use fieldtune::robot::{LinkCounters, Observed, Robot, RobotDescription, RobotError};
@@ -144,6 +144,7 @@ fn ticks_without_allocation(config: &PolicyConfig) {
     let settings = ControlSettings {
         period: Duration::from_millis(5),
         max_steps: 100,
+        rules: Rules::default(),
         exploration: Exploration::Stochastic,
         limits: Limits { magnitude: 0.8, slew: 0.5 },
         stale_steps: 1,

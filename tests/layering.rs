@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("replay", 2),
     ("rl", 3),
     ("control", 4),
+    ("golden", 4),
     ("learner", 4),
     ("runtime", 5),
 ];

@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
-use fieldtune::config::SamplerKind;
+use fieldtune::config::{
+    CriticLoss, LearnerConfig, Order, OutputActivation, SamplerKind, TargetKind, TemperatureForm, TemperatureStates,
+};
 use fieldtune::learner::{CheckpointError, Learner, LearnerError};
 use fieldtune::replay::{Replay, Store};
 use learner_problem::*;
@@ -53,9 +55,36 @@ fn checkpoint_bytes(dir: &Path) -> Vec<Vec<u8>> {
     PARTS.iter().map(|part| fs::read(generation.join(part)).unwrap()).collect()
 }
 
+/// The switches that have a state of their own: random streams, several critic steps, idle optimisers, returns.
+fn methods() -> Vec<(SamplerKind, LearnerConfig)> {
+    let wsrl = LearnerConfig {
+        critic_steps: 4,
+        order: Order::CriticsFirst,
+        target_operator: TargetKind::Redq,
+        zero_gradient_adam: true,
+        temperature_form: TemperatureForm::Softplus,
+        temperature_states: TemperatureStates::Next,
+        batch_size: 16,
+        ..learner_config()
+    };
+    let cal_ql = LearnerConfig { critic_loss: CriticLoss::CalQl, cql_actions: 2, ..learner_config() };
+    let softplus = LearnerConfig { density_output: OutputActivation::Softplus, critic_steps: 2, ..learner_config() };
+    vec![
+        (SamplerKind::Balanced, learner_config()),
+        (SamplerKind::Online, learner_config()),
+        (SamplerKind::Online, LearnerConfig { redq_replacement: false, ..wsrl.clone() }),
+        (SamplerKind::Uniform, wsrl),
+        (SamplerKind::Symmetric, cal_ql),
+        (SamplerKind::Balanced, softplus),
+    ]
+}
+
 #[test]
 fn resumed_run_equals_the_straight_one() {
-    for sampler in [SamplerKind::Balanced, SamplerKind::Online] {
+    for (sampler, config) in methods() {
+        let fresh = |sampler| {
+            Learner::new(&ensemble(3, DIMS, &[16, 16], 1), DIMS, &config, &replay_config(sampler), 5).unwrap()
+        };
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let offline = || Some(random_bandit(70, 300));
@@ -71,7 +100,7 @@ fn resumed_run_equals_the_straight_one() {
                 fresh(sampler)
             } else {
                 let (learner, state) =
-                    Learner::load(&at("checkpoint"), DIMS, &learner_config(), &replay_config(sampler)).unwrap();
+                    Learner::load(&at("checkpoint"), DIMS, &config, &replay_config(sampler)).unwrap();
                 stopped.lock().unwrap().restore(&state).unwrap();
                 learner
             };
@@ -136,6 +165,15 @@ fn a_checkpoint_of_another_run_is_refused() {
     let (dir, _) = checkpoint();
     let error = load(dir.path(), SamplerKind::Online).unwrap_err().to_string();
     assert!(error.contains("state.bin") && error.contains("replay.sampler"), "{error}");
+    let other = |change: fn(&mut LearnerConfig)| {
+        let mut config = learner_config();
+        change(&mut config);
+        let replay = replay_config(SamplerKind::Balanced);
+        Learner::load(dir.path(), DIMS, &config, &replay).err().unwrap().to_string()
+    };
+    let form = other(|c| c.temperature_form = TemperatureForm::Softplus);
+    assert!(form.contains("state.bin") && form.contains("learner.temperature_form"), "{form}");
+    assert!(other(|c| c.density_output = OutputActivation::Exp).contains("learner.density_output"));
     let dims = fieldtune::learner::Dims { observation: 3, action: 1 };
     let error =
         Learner::load(dir.path(), dims, &learner_config(), &replay_config(SamplerKind::Balanced)).err().unwrap();

@@ -1,12 +1,17 @@
 //! Promises to the operator of a running process: swaps, refusals, restarts after a kill.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fieldtune::clock::{Clock, monotonic};
+use fieldtune::config::LinkKind;
 use fieldtune::policy::manifest::{Manifest, sha256};
+use fieldtune::robot::link;
+use firmware_bridge::{DriveState, Frame, Header, Hello, Message};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldtune");
@@ -187,4 +192,125 @@ fn a_killed_run_goes_on_with_everything_it_had() {
     let inspected = Command::new(PROGRAM).args(["data", "inspect", "--json"]).arg(&again.folder).output().unwrap();
     let data: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(data["buffer"]["bad_records"], 0, "{data}");
+}
+
+/// The simulated robot reads the same clock as the host: the true offset is zero.
+#[test]
+fn both_ends_of_the_link_are_counted_and_the_robots_clock_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut running = Running::start(folder.path(), &["learner.enabled=false"]);
+    let status = running.reach("steps", 60);
+    let robot = |name: &str| status["robot"][name].as_i64().unwrap_or_else(|| panic!("{name}: {status}"));
+    assert!(robot("received") >= 60 && robot("sent") >= 60, "{status}");
+    assert_eq!((robot("crc_errors"), robot("malformed"), robot("robot_crc_errors")), (0, 0, 0));
+    assert_eq!((robot("robot_overruns"), robot("robot_rejected_commands")), (0, 0));
+    assert!(robot("clock_exchanges") >= 20, "{status}");
+    let (offset_us, uncertainty_us) = (robot("clock_offset_us"), robot("clock_uncertainty_us"));
+    // 200 us for a machine on which the robot's process wakes up later than it did at the start.
+    assert!(offset_us.abs() <= uncertainty_us + 200 && uncertainty_us < 20_000, "{offset_us} {uncertainty_us}");
+}
+
+/// A simulated robot that outlives the runs that control it.
+struct SimulatedRobot {
+    child: Child,
+    address: String,
+}
+
+impl Drop for SimulatedRobot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl SimulatedRobot {
+    fn start(folder: &Path) -> Self {
+        let address = folder.join("robot.sock").display().to_string();
+        let mut child = Command::new(PROGRAM)
+            .args(["simulate", "--clock", "realtime", "--idle-exit-s", "0", "--quiet", "--die-with-parent"])
+            .args(["--listen", &format!("unix:{address}")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        assert!(ready.starts_with("ready"), "{ready}");
+        Self { child, address }
+    }
+
+    /// Asks it for the state of its drive.
+    fn drive(&self) -> DriveState {
+        let mut link = link::open(LinkKind::Unix, &self.address, 0).unwrap();
+        let hello = Message::Hello(Hello { schema_hash: 0, session: 0 });
+        for _ in 0..100 {
+            link.send(&Frame { header: Header::default(), message: hello.clone() }).unwrap();
+            while let Some(frame) = link.receive(Duration::from_millis(50)).unwrap() {
+                if let Message::HelloAck(ack) = frame.message {
+                    return ack.drive;
+                }
+            }
+        }
+        panic!("the robot does not answer");
+    }
+}
+
+#[test]
+fn a_terminated_run_disarms_the_robot_and_a_killed_one_leaves_it_in_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let robot = SimulatedRobot::start(folder.path());
+    let address = format!("robot.address={}", robot.address);
+    let settings = ["learner.enabled=false", &address];
+    let mut running = Running::start(folder.path(), &settings);
+    let status = running.reach("steps", 10);
+    assert!(status["refused_settings"].is_array(), "{status}");
+    kill_process(Pid::from_child(&running.child), Signal::TERM).unwrap();
+    let ended = running.child.wait().unwrap();
+    assert!(ended.success(), "{ended} {}", running.last_words());
+    assert_eq!(robot.drive(), DriveState::Disarmed, "after SIGTERM");
+
+    let mut again = Running::start(folder.path(), &settings);
+    again.reach("steps", 30);
+    again.child.kill().unwrap();
+    again.child.wait().unwrap();
+    // The robot's own watchdog: zero after 150 ms, FAULT after a second.
+    pause(1500);
+    assert_eq!(robot.drive(), DriveState::Fault, "after SIGKILL");
+}
+
+#[test]
+fn a_required_right_that_is_refused_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let robot = SimulatedRobot::start(folder.path());
+    let address = format!("robot.address={}", robot.address);
+    let settings = ["learner.enabled=false", &address, "realtime.cpu=1023", "realtime.required=true"];
+    let mut running = Running::start(folder.path(), &settings);
+    let ended = running.child.wait().unwrap();
+    let words = running.last_words();
+    assert_eq!(ended.code(), Some(1), "{words}");
+    assert!(words.contains("realtime.required") && words.contains("processor 1023 refused"), "{words}");
+    assert_eq!(robot.drive(), DriveState::Disarmed);
+}
+
+#[test]
+fn episodes_end_by_an_operators_word_and_by_conditions() {
+    let folder = tempfile::tempdir().unwrap();
+    // A state in which the pendulum always is: every episode fails in its fifth step.
+    let failing = "episode.failure=[{entry=\"cos_theta\",min=-2.0,max=2.0}]";
+    let mut running = Running::start(folder.path(), &["learner.enabled=false"]);
+    let before = running.reach("steps", 5);
+    let answer = running.ask(&["status", "--success"]);
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stdout));
+    let after = running.reach("successes", 1);
+    assert!(after["episodes"].as_u64() > before["episodes"].as_u64(), "{before} {after}");
+    assert_eq!(after["task_failures"], 0);
+    assert!(running.ask(&["status", "--stop"]).status.success());
+    assert!(running.child.wait().unwrap().success());
+
+    let mut failing = Running::start(folder.path(), &["learner.enabled=false", failing, "episode.hold_steps=5"]);
+    let after = failing.reach("task_failures", 3);
+    // Five steps and the way to the next start.
+    let (ticks, failures) = (after["ticks"].as_u64().unwrap(), after["task_failures"].as_u64().unwrap());
+    assert!(ticks >= 5 * failures && ticks <= 9 * (failures + 1), "{after}");
+    assert!(failing.ask(&["status", "--stop"]).status.success());
+    assert!(failing.child.wait().unwrap().success());
 }

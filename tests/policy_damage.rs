@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fieldtune::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
+use fieldtune::policy::import::{Given, Kind, detect, import};
 use fieldtune::policy::manifest::Description;
-use fieldtune::policy::{Bundle, torch_legacy, weights_file};
+use fieldtune::policy::{Bundle, foreign, torch_legacy, torch_zip, weights_file};
 use fieldtune::spaces::Spaces;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -228,6 +229,106 @@ fn mutated_checkpoints_neither_panic_nor_take_memory() {
     }
     eprintln!("{accepted} of 20000 mutations left a readable file");
     assert!((1..10_000).contains(&accepted), "the mutations do not reach the tensors");
+}
+
+/// Reads a fixture that `tools/interop/checkpoints.py` wrote.
+fn fixture(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/import").join(name)).expect("a fixture")
+}
+
+/// Changes bytes of `data.pkl`, or of any entry where there is none, and mends the checksum of the archive, so that the
+/// change gets past it.
+fn mutate_entry(bytes: &mut [u8], rng: &mut ChaCha8Rng) {
+    fn number(bytes: &[u8], at: usize, n: usize) -> usize {
+        bytes[at..at + n].iter().rev().fold(0, |v, b| v << 8 | usize::from(*b))
+    }
+    let end = (0..bytes.len() - 21).rev().find(|at| bytes[*at..].starts_with(b"PK\x05\x06")).expect("an archive");
+    let (count, mut head) = (number(bytes, end + 10, 2), number(bytes, end + 16, 4));
+    let mut heads = Vec::new();
+    for _ in 0..count {
+        heads.push(head);
+        head += 46 + number(bytes, head + 28, 2) + number(bytes, head + 30, 2) + number(bytes, head + 32, 2);
+    }
+    let is_pickle = |head: &&usize| bytes[**head + 46..][..number(bytes, **head + 28, 2)].ends_with(b"data.pkl");
+    let head = *heads.iter().find(is_pickle).unwrap_or(&heads[rng.random_range(0..heads.len())]);
+    let local = number(bytes, head + 42, 4);
+    let start = local + 30 + number(bytes, local + 26, 2) + number(bytes, local + 28, 2);
+    let end = start + number(bytes, head + 24, 4);
+    for _ in 0..rng.random_range(1..4) {
+        let at = rng.random_range(start..end);
+        bytes[at] = match rng.random_range(0..3) {
+            0 => bytes[at] ^ 1 << rng.random_range(0..8),
+            1 => rng.random(),
+            _ => bytes[rng.random_range(start..end)],
+        };
+    }
+    let checksum = crc32fast::hash(&bytes[start..end]).to_le_bytes();
+    bytes[head + 16..head + 20].copy_from_slice(&checksum);
+}
+
+/// Runs `read` on 20,000 mutations and says how many it took. Memory stays within `factor` times the bytes.
+fn fuzz(original: &[u8], factor: usize, seed: u64, mut read: impl FnMut(&[u8]) -> bool, zip: bool) -> usize {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut accepted = 0;
+    for round in 0..20_000 {
+        let mut bytes = original.to_vec();
+        if zip && round % 4 != 0 {
+            mutate_entry(&mut bytes, &mut rng);
+        } else {
+            for _ in 0..rng.random_range(1..4) {
+                mutate(&mut bytes, &mut rng);
+            }
+        }
+        LIVE.set(0);
+        PEAK.set(0);
+        accepted += usize::from(read(&bytes));
+        assert!(PEAK.get() <= factor * bytes.len() + 4096, "{} bytes for a file of {}", PEAK.get(), bytes.len());
+    }
+    accepted
+}
+
+#[test]
+fn mutated_zip_checkpoints_neither_panic_nor_take_memory() {
+    let accepted = fuzz(&fixture("corl_cal_ql.pt"), 32, 3, |bytes| torch_zip::read(bytes).is_ok(), true);
+    eprintln!("{accepted} of 20000 mutations left a readable file");
+    assert!((1..16_000).contains(&accepted), "the mutations do not reach the tensors");
+}
+
+#[test]
+fn mutated_d3rlpy_and_sb3_files_neither_panic_nor_take_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = Given { raw_state: true, ..Given::default() };
+    let cases = [("d3rlpy_cql.d3", Kind::D3rlpy, Given::default(), false), ("sb3_sac.zip", Kind::Sb3, raw, true)];
+    for (name, kind, given, zip) in cases {
+        let path = folder.path().join(name);
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let _ = detect(&path);
+            import(kind, &[&path], &given).is_ok()
+        };
+        let accepted = fuzz(&fixture(name), 64, 4, read, zip);
+        eprintln!("{name}: {accepted} of 20000 mutations left a readable file");
+        assert!((0..19_000).contains(&accepted));
+    }
+}
+
+#[test]
+fn mutated_onnx_actors_neither_panic_nor_take_memory() {
+    let original = fixture("d3rlpy_cql.onnx");
+    let accepted = fuzz(&original, 400, 5, |bytes| foreign::inspect(bytes, None).is_ok(), false);
+    eprintln!("{accepted} of 20000 mutations left a readable file");
+    assert!((1..19_000).contains(&accepted));
+}
+
+#[test]
+fn an_onnx_file_of_many_empty_parts_is_refused_before_it_takes_memory() {
+    // A graph of 16 million nodes without anything in them, two bytes each.
+    let nodes = [0x0a, 0x00].repeat(16 << 20);
+    let bytes = [&[0x3a, 0x80, 0x80, 0x80, 0x10][..], &nodes].concat();
+    LIVE.set(0);
+    PEAK.set(0);
+    assert!(foreign::inspect(&bytes, None).is_err());
+    assert!(PEAK.get() < 1 << 20, "{} bytes", PEAK.get());
 }
 
 #[test]

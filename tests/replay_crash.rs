@@ -308,6 +308,57 @@ fn after_a_failed_sync_nothing_more_is_accepted() {
     assert!(!store.was_closed_cleanly(), "a poisoned buffer is not marked as closed");
 }
 
+/// Records between two acknowledgements of the writer whose machine loses power.
+const SYNCED_TOGETHER: u64 = 1000;
+
+/// Runs in the guest of `tools/power-cut` until the machine is gone: acknowledges what `sync` has returned for.
+#[test]
+#[ignore = "helper: the writing process of tools/power-cut"]
+fn power_cut_writer() {
+    let (Ok(dir), Ok(capacity)) = (std::env::var("FIELDTUNE_TEST_DISK"), std::env::var("FIELDTUNE_TEST_CAPACITY"))
+    else {
+        return;
+    };
+    let mut store = Store::open_or_create(Path::new(&dir), layout((17, 6)), capacity.parse().unwrap()).unwrap();
+    loop {
+        let sequence = store.append(&record(store.layout(), store.last_sequence() + 1)).unwrap();
+        if sequence.is_multiple_of(SYNCED_TOGETHER) {
+            store.sync().unwrap();
+            // Not through the test harness, which would keep it until the end.
+            writeln!(io::stdout(), "ACK {sequence}").unwrap();
+        }
+    }
+}
+
+/// Looks at what the disk of `tools/power-cut` holds afterwards.
+#[test]
+#[ignore = "helper: the check after tools/power-cut"]
+fn power_cut_survivor() {
+    let (Ok(dir), Ok(acknowledged)) =
+        (std::env::var("FIELDTUNE_TEST_DISK"), std::env::var("FIELDTUNE_TEST_ACKNOWLEDGED"))
+    else {
+        return;
+    };
+    let acknowledged: u64 = acknowledged.parse().unwrap();
+    let store = Store::open(Path::new(&dir), Access::ReadOnly).unwrap();
+    let genuine = assert_records_are_genuine(&store);
+    assert_transitions_are_genuine(&store);
+    let last = store.last_sequence();
+    // The last acknowledgement may have been under way on the console.
+    assert!(last >= acknowledged && last < acknowledged + 2 * SYNCED_TOGETHER, "{last} of {acknowledged} acknowledged");
+    // Older ones may have been in the middle of being replaced.
+    let safe = (acknowledged + 2 * SYNCED_TOGETHER).saturating_sub(store.capacity()).max(1);
+    let mut found = StepRecord::default();
+    let lost = (safe..=acknowledged).filter(|sequence| store.record(*sequence, &mut found).is_err()).count();
+    assert_eq!(lost, 0, "acknowledged records are lost");
+    let bad = store.bad_records().total();
+    writeln!(
+        io::stdout(),
+        "acknowledged {acknowledged}, recovered up to {last}; {genuine} records genuine, {bad} rejected, 0 lost"
+    )
+    .unwrap();
+}
+
 // --- Damage ---
 
 /// A ring of 10 that went round once, closed.

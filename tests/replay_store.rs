@@ -185,7 +185,7 @@ fn a_small_full_file_system_is_a_clean_error() {
     }
     let dir = mount.path().join("buffer");
     let refused = Store::create(&dir, LAYOUT, 1 << 20);
-    let left = std::fs::read_dir(&dir).unwrap().count();
+    let left = std::fs::read_dir(mount.path()).unwrap().count();
     let fitting = Store::create(&dir, LAYOUT, 4000).map(|mut store| {
         (0..10_000).try_for_each(|index| store.append(&record(index)).map(drop)).and_then(|()| store.sync())
     });
@@ -232,7 +232,8 @@ fn other_versions_and_impossible_headers_are_refused_by_name() {
     assert_eq!(header_problem(|h| h[12..16].reverse()), HeaderProblem::Endian);
     assert_eq!(header_problem(|h| h[4] = b'\n'), HeaderProblem::Magic);
     assert_eq!(header_problem(|h| h[28] = 2), HeaderProblem::Unsupported);
-    assert_eq!(header_problem(|h| h[30] = 1), HeaderProblem::Unsupported);
+    assert_eq!(header_problem(|h| h[30] = 2), HeaderProblem::Unsupported);
+    assert_eq!(header_problem(|h| h[30] = 1), HeaderProblem::Geometry, "a record with a frame number is larger");
     assert_eq!(header_problem(|h| h[16] = 127), HeaderProblem::Geometry);
     assert_eq!(header_problem(|h| h[20] = 0), HeaderProblem::Geometry);
     assert_eq!(header_problem(|h| h[32..40].fill(0)), HeaderProblem::Geometry);

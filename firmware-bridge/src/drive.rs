@@ -6,7 +6,8 @@
 
 use core::fmt;
 
-use crate::message::{Command, Counters, DriveState, Faults, MAX_ACTION};
+use crate::limits::{Limiter, Limits};
+use crate::message::{Command, Counters, DriveState, Faults};
 use crate::sequence::is_newer;
 
 /// Sessions that cannot come back. More than the number of hosts whose late frames may still be under way.
@@ -15,10 +16,10 @@ const REMEMBERED_SESSIONS: usize = 8;
 /// Limits of a drive.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DriveConfig {
-    /// Entries of an action, at most [`MAX_ACTION`].
+    /// Entries of an action, at most [`crate::MAX_ACTION`].
     pub n_action: usize,
-    /// Largest magnitude of an entry; commands beyond it are refused.
-    pub action_limit: f32,
+    /// A command beyond the magnitude is refused, a change beyond the slew is cut.
+    pub limits: Limits,
     /// Time without a fresh command after which the output is zero, microseconds.
     pub watchdog_us: u64,
     /// Time without a fresh command after which the drive is in [`DriveState::Fault`], microseconds.
@@ -36,7 +37,7 @@ pub struct Drive {
     last_seq: Option<u16>,
     fresh_us: u64,
     valid_us: u64,
-    output: [f32; MAX_ACTION],
+    limiter: Limiter,
     counters: Counters,
 }
 
@@ -52,8 +53,8 @@ impl Drive {
             last_seq: None,
             fresh_us: 0,
             valid_us: 0,
-            output: [0.0; MAX_ACTION],
-            counters: Counters { crc_errors: 0, sequence_gaps: 0, late_commands: 0, rejected_commands: 0 },
+            limiter: Limiter::new(config.limits),
+            counters: Counters::NONE,
         }
     }
 
@@ -77,7 +78,7 @@ impl Drive {
         Ok(())
     }
 
-    /// COMMAND of frame number `seq`: becomes the output until it runs out.
+    /// COMMAND of frame number `seq`: becomes the output, within the slew limit, until it runs out.
     ///
     /// # Errors
     /// Unless drive, session, number, length and every value are right; the refusal is counted.
@@ -95,9 +96,8 @@ impl Drive {
         self.last_seq = Some(seq);
         self.fresh_us = now_us;
         self.valid_us = self.config.watchdog_us.min(u64::from(command.valid_ms) * 1000);
-        for (output, value) in self.output.iter_mut().zip(&command.action) {
-            *output = *value;
-        }
+        let mut action = command.action.clone();
+        self.limiter.limit(&mut action);
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl Drive {
             return Err(Rejection::WrongLength);
         }
         // Written so that NaN fails.
-        if !command.action.iter().all(|value| value.abs() <= self.config.action_limit) {
+        if !command.action.iter().all(|value| value.abs() <= self.limiter.limits().magnitude) {
             return Err(Rejection::OutOfRange);
         }
         Ok(())
@@ -170,12 +170,13 @@ impl Drive {
 
     fn stand_still(&mut self, state: DriveState) {
         self.state = state;
-        self.output = [0.0; MAX_ACTION];
+        self.limiter.reset();
     }
 
     /// The action to apply now, `n_action` values; zeros unless the drive runs.
     pub fn output(&self) -> &[f32] {
-        self.output.get(..self.config.n_action).unwrap_or(&self.output)
+        let output = self.limiter.last();
+        output.get(..self.config.n_action).unwrap_or(output)
     }
 
     /// The state after the last call.
@@ -188,7 +189,7 @@ impl Drive {
         self.faults
     }
 
-    /// Commands refused so far. The two counters of the link are zero here: the board adds them.
+    /// Commands refused so far. The counters of the link are zero here: the board adds them.
     pub fn counters(&self) -> Counters {
         self.counters
     }

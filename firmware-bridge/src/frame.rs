@@ -15,7 +15,7 @@ pub const MAX_PAYLOAD: usize = 232;
 /// Longest frame on a datagram: header, payload, checksum.
 pub const MAX_FRAME: usize = HEADER + MAX_PAYLOAD + CHECKSUM;
 /// Longest frame on a stream: one byte of stuffing and a delimiter at either end.
-pub const MAX_WIRE: usize = MAX_FRAME + 3;
+pub const MAX_WIRE: usize = wire_bytes(MAX_PAYLOAD);
 const CHECKSUM: usize = 4;
 const DELIMITER: u8 = 0;
 
@@ -39,6 +39,11 @@ pub struct Frame {
     pub header: Header,
     /// Content.
     pub message: Message,
+}
+
+/// Bytes that a payload of `payload` bytes makes on a stream, at most.
+pub const fn wire_bytes(payload: usize) -> usize {
+    HEADER + payload + CHECKSUM + 3
 }
 
 impl Frame {

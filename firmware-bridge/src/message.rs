@@ -3,7 +3,7 @@
 use heapless::Vec;
 
 use crate::bytes::{Reader, Writer};
-use crate::frame::{DecodeError, MAX_PAYLOAD};
+use crate::frame::{DecodeError, MAX_PAYLOAD, wire_bytes};
 
 /// Longest observation a STATE frame may carry.
 pub const MAX_OBSERVATION: usize = 48;
@@ -13,6 +13,18 @@ pub const MAX_ACTION: usize = 24;
 pub const MAX_STATE_VALUES: usize = 49;
 /// Bytes of a STATE payload in front of its values.
 const STATE_FIXED: usize = 28;
+/// Bytes of a COMMAND payload in front of its values.
+const COMMAND_FIXED: usize = 8;
+/// Bytes of a TIME_REPLY payload.
+const TIME_REPLY: usize = 24;
+
+/// Bytes per second on a stream in the busier direction, at `control_hz` control periods and `time_hz` exchanges of
+/// the time per second.
+pub fn stream_load(n_observation: usize, n_action: usize, control_hz: f64, time_hz: f64) -> f64 {
+    let command = wire_bytes(COMMAND_FIXED + 4 * n_action);
+    let state = wire_bytes(STATE_FIXED + 4 * (n_action + n_observation));
+    control_hz * command.max(state) as f64 + time_hz * wire_bytes(TIME_REPLY) as f64
+}
 const _: () = assert!(STATE_FIXED + 4 * MAX_STATE_VALUES <= MAX_PAYLOAD);
 
 /// Host to robot: who are you, and who will talk to you.
@@ -171,6 +183,14 @@ pub struct Counters {
     pub late_commands: u16,
     /// Commands refused for any other reason.
     pub rejected_commands: u16,
+    /// Bytes lost because the robot did not read its line fast enough.
+    pub overruns: u16,
+}
+
+impl Counters {
+    /// Nothing yet.
+    pub const NONE: Self =
+        Self { crc_errors: 0, sequence_gaps: 0, late_commands: 0, rejected_commands: 0, overruns: 0 };
 }
 
 /// The content of a frame.
@@ -363,7 +383,7 @@ impl State {
         self.counters.write(out)?;
         out.u8(self.applied.len() as u8)?;
         out.u8(self.observation.len() as u8)?;
-        out.u16(0)?;
+        out.u16(self.counters.overruns)?;
         out.values(&self.applied)?;
         out.values(&self.observation)
     }
@@ -372,9 +392,9 @@ impl State {
         let (tick, episode) = (input.u32()?, input.u32()?);
         let drive = DriveState::from_wire(input.u8()?)?;
         let (task, faults) = (TaskFlags(input.u8()?), Faults(input.u16()?));
-        let (reward, counters) = (input.f32()?, Counters::read(input)?);
+        let (reward, mut counters) = (input.f32()?, Counters::read(input)?);
         let (n_applied, n_observation) = (input.u8()?, input.u8()?);
-        input.reserved()?;
+        counters.overruns = input.u16()?;
         if usize::from(n_applied) + usize::from(n_observation) > MAX_STATE_VALUES {
             return None;
         }
@@ -384,6 +404,7 @@ impl State {
 }
 
 impl Counters {
+    /// The first four; `overruns` lies behind the lengths.
     fn write(self, out: &mut Writer<'_>) -> Option<()> {
         out.u16(self.crc_errors)?;
         out.u16(self.sequence_gaps)?;
@@ -397,6 +418,7 @@ impl Counters {
             sequence_gaps: input.u16()?,
             late_commands: input.u16()?,
             rejected_commands: input.u16()?,
+            overruns: 0,
         })
     }
 }

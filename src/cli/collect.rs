@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
             config.run.steps
         );
     }
-    let options = RunOptions { program: this_program()?, stop: stop_on_signal()? };
+    let options = RunOptions { program: this_program()?, stop: stop_on_signal()?, serve: None };
     let mut progress = Progress::new(false);
     let outcome = runtime::run(&config, &options, &mut progress);
     progress.finish();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use fieldtune::config::Exploration;
-use fieldtune::policy::{Bundle, checks};
+use fieldtune::policy::{AnyBundle, checks};
 use fieldtune::runtime;
 
 use super::{ConfigArgs, mean, stop_on_signal, this_program};
@@ -31,8 +31,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    let bundle = Bundle::load(args.policy.as_ref().unwrap_or(&config.policy.bundle))?;
-    checks::names(&bundle.manifest().description.spaces, &config.robot.spaces)?;
+    let bundle = AnyBundle::load(args.policy.as_ref().unwrap_or(&config.policy.bundle))?;
+    checks::names(bundle.spaces(), &config.robot.spaces)?;
     let exploration = if args.stochastic { Exploration::Stochastic } else { Exploration::Deterministic };
     let stop = stop_on_signal()?;
     let mut each = |e: &fieldtune::telemetry::EpisodeReturn| {
@@ -41,15 +41,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             say!("episode {:>3}  return {:>9.1}  length {:>4}  {end}", e.episode, e.episode_return, e.length);
         }
     };
-    let found = runtime::evaluate(
-        &config,
-        &bundle.weights().actor,
-        args.episodes,
-        exploration,
-        &this_program()?,
-        &stop,
-        &mut each,
-    )?;
+    let found =
+        runtime::evaluate(&config, bundle.source(), args.episodes, exploration, &this_program()?, &stop, &mut each)?;
     if args.json {
         say!("{}", serde_json::to_string(&found)?);
     } else {

@@ -9,16 +9,21 @@ macro_rules! say {
     }};
 }
 
+mod bench;
+mod check;
 mod collect;
 mod data;
 mod doctor;
 mod evaluate;
 mod policy;
+mod policy_import;
 mod pretrain;
 mod progress;
 mod replay;
+mod report;
 mod run;
 mod talk;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +54,7 @@ enum Command {
     Evaluate(evaluate::Args),
     Collect(collect::Args),
     Replay(replay::Args),
+    Report(report::Args),
     Pretrain(pretrain::Args),
     #[command(subcommand)]
     Policy(policy::Command),
@@ -56,7 +62,13 @@ enum Command {
     Data(data::Command),
     Swap(talk::SwapArgs),
     Status(talk::StatusArgs),
+    /// Check this build against numbers from elsewhere.
+    #[command(subcommand)]
+    Check(check::Command),
+    Watch(watch::Args),
     Doctor(doctor::Args),
+    #[command(subcommand)]
+    Bench(bench::Command),
     #[cfg(feature = "simulator")]
     Simulate(simulator::Args),
 }
@@ -70,11 +82,16 @@ struct ConfigArgs {
     /// Set one key on top of the file; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// A preset of the learning method under the file: off2on-code, wsrl, rlpd, ... (config/method), or a path.
+    #[arg(long, value_name = "NAME")]
+    method: Option<String>,
 }
 
 impl ConfigArgs {
     fn load(&self) -> anyhow::Result<Config> {
-        Ok(config::load(&self.config, &self.overrides)?)
+        let method = self.method.iter().map(|name| format!("run.method={name}"));
+        let overrides: Vec<String> = self.overrides.iter().cloned().chain(method).collect();
+        Ok(config::load(&self.config, &overrides)?)
     }
 }
 
@@ -89,12 +106,16 @@ pub(crate) fn main() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(&args).map(|()| true),
         Command::Collect(args) => collect::run(&args),
         Command::Replay(args) => replay::run(&args).map(|()| true),
-        Command::Pretrain(args) => pretrain::run(&args).map(|()| true),
+        Command::Report(args) => report::run(&args).map(|()| true),
+        Command::Pretrain(args) => pretrain::run(&args),
         Command::Policy(command) => policy::run(&command).map(|()| true),
         Command::Data(command) => data::run(&command),
         Command::Swap(args) => talk::swap(&args),
         Command::Status(args) => talk::status(&args),
+        Command::Check(command) => check::run(&command),
+        Command::Watch(args) => watch::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(command) => bench::run(&command),
         #[cfg(feature = "simulator")]
         Command::Simulate(args) => simulator::run(&args).map(|()| true),
     };

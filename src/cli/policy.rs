@@ -8,8 +8,11 @@ use fieldtune::config::{Config, PolicyConfig};
 use fieldtune::learner::{Dims, pretrain::Pretrainer};
 use fieldtune::nn::Stack;
 use fieldtune::nn::weights::EnsembleWeights;
-use fieldtune::policy::manifest::Description;
-use fieldtune::policy::{Bundle, PolicyOutput, checks, import, prepare_file};
+use fieldtune::policy::foreign::{self, ForeignPolicy};
+use fieldtune::policy::manifest::{Description, FileEntry, Manifest};
+use fieldtune::policy::onnxruntime::Runtime;
+use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyOutput, checks, prepare_file, weights_file};
+use fieldtune::spaces::Spaces;
 use npyz::WriterBuilder;
 
 use super::ConfigArgs;
@@ -17,19 +20,7 @@ use super::ConfigArgs;
 /// Work with policy bundles.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a bundle from a checkpoint: a folder of seed*/{actor,critic1,critic2}.pt as Off2OnRL published them.
-    ///
-    /// Nothing in the files is executed. What they do not say (names of the entries, control rate) comes from the
-    /// configuration of the robot.
-    Import {
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Folder of the checkpoint.
-        source: PathBuf,
-        /// Folder of the new bundle.
-        #[arg(long, value_name = "FOLDER")]
-        out: PathBuf,
-    },
+    Import(super::policy_import::Args),
     /// Make a bundle of untrained networks, to learn from nothing.
     New {
         #[command(flatten)]
@@ -38,18 +29,24 @@ pub(super) enum Command {
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
     },
-    /// Say what a bundle holds.
+    /// Say what a bundle or an ONNX actor holds.
     Inspect {
-        /// Folder of the bundle.
+        /// Folder of the bundle, or an .onnx file.
         bundle: PathBuf,
+        /// The output of an .onnx file that is the action, where there are several.
+        #[arg(long, value_name = "NAME")]
+        output: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Check a bundle as the publisher would: hashes, shapes, finite weights, golden answers, engines.
     Verify {
-        /// Folder of the bundle.
+        /// Folder of the bundle, or an .onnx file.
         bundle: PathBuf,
+        /// The output of an .onnx file that is the action, where there are several.
+        #[arg(long, value_name = "NAME")]
+        output: Option<String>,
         /// Also run it by this libonnxruntime.so and compare the two engines.
         #[arg(long, value_name = "FILE")]
         onnxruntime: Option<PathBuf>,
@@ -57,22 +54,36 @@ pub(super) enum Command {
         #[arg(long, short, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Run a bundle on observations and print mean, standard deviation and action.
+    /// Take the ONNX file or the weights out of a bundle, checked on the way.
+    Export {
+        /// Folder of the bundle.
+        bundle: PathBuf,
+        /// Where the policy goes: ONNX.
+        #[arg(long, value_name = "FILE.onnx", required_unless_present = "weights")]
+        onnx: Option<PathBuf>,
+        /// Where actors, critics, targets and temperature go: safetensors (docs/policy-bundle.md).
+        #[arg(long, value_name = "FILE.safetensors")]
+        weights: Option<PathBuf>,
+    },
+    /// Run a bundle or an ONNX actor on observations and print mean, standard deviation and action.
     Act(ActArgs),
 }
 
-/// Run a bundle on observations.
+/// Run a bundle or an ONNX actor on observations.
 #[derive(clap::Args)]
 pub(super) struct ActArgs {
-    /// Folder of the bundle.
+    /// Folder of the bundle, or an .onnx file.
     bundle: PathBuf,
+    /// The output of an .onnx file that is the action, where there are several.
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
     /// Observations: .npy of f32, (O) or (K, O).
     #[arg(long, value_name = "FILE.npy", required_unless_present = "linspace")]
     obs: Option<PathBuf>,
     /// One observation that rises evenly from -1 to 1.
     #[arg(long, conflicts_with = "obs")]
     linspace: bool,
-    /// Write the actions tanh(mean) as .npy of f32, (K, A), instead of printing.
+    /// Write the actions, tanh(mean) or what the ONNX actor gives, as .npy of f32, (K, A), instead of printing.
     #[arg(long, value_name = "FILE.npy")]
     out: Option<PathBuf>,
     /// Also print min(Q1, Q2) of every member at action 0.
@@ -85,14 +96,7 @@ pub(super) struct ActArgs {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Import { config, source, out } => {
-            let config = config.load()?;
-            let weights = import::import_off2onrl(source)?;
-            let mut description = describe(&config, "Off2OnRL agents", "CQL, as published with Off2OnRL");
-            description.training_log_std = Some(import::OFF2ONRL_TRAINING_LOG_STD);
-            description.provenance.insert("source".into(), file_name(source));
-            save(description, weights, out)
-        }
+        Command::Import(args) => super::policy_import::run(args),
         Command::New { config, out } => {
             let config = config.load()?;
             let spaces = &config.robot.spaces;
@@ -102,17 +106,20 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
             description.provenance.insert("seed".into(), config.run.seed.to_string());
             save(description, weights, out)
         }
-        Command::Inspect { bundle, json } => inspect(bundle, *json),
-        Command::Verify { bundle, onnxruntime, config } => verify(bundle, onnxruntime.as_deref(), config.as_deref()),
+        Command::Inspect { bundle, output, json } => inspect(bundle, output.as_deref(), *json),
+        Command::Verify { bundle, output, onnxruntime, config } => {
+            verify(bundle, output.as_deref(), onnxruntime.as_deref(), config.as_deref())
+        }
+        Command::Export { bundle, onnx, weights } => export(bundle, onnx.as_deref(), weights.as_deref()),
         Command::Act(args) => act(args),
     }
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.display().to_string())
 }
 
-fn describe(config: &Config, name: &str, algorithm: &str) -> Description {
+pub(super) fn describe(config: &Config, name: &str, algorithm: &str) -> Description {
     Description {
         name: format!("{} {name}", config.robot.name),
         control_hz: config.robot.control_hz,
@@ -124,54 +131,150 @@ fn describe(config: &Config, name: &str, algorithm: &str) -> Description {
     }
 }
 
-fn save(description: Description, weights: EnsembleWeights, out: &Path) -> anyhow::Result<()> {
+pub(super) fn save(description: Description, weights: EnsembleWeights, out: &Path) -> anyhow::Result<()> {
     let bundle = Bundle::new(description, weights)?;
     bundle.save(out)?;
-    inspect(out, false)
+    inspect(out, None, false)
 }
 
-fn inspect(folder: &Path, json: bool) -> anyhow::Result<()> {
-    let bundle = Bundle::load(folder)?;
-    let manifest = bundle.manifest();
-    if json {
-        say!("{}", serde_json::to_string(manifest)?);
-        return Ok(());
+/// A bundle of either kind, or an ONNX actor.
+enum Subject {
+    Bundle(AnyBundle),
+    Actor(Vec<u8>, foreign::Description),
+}
+
+impl Subject {
+    fn load(path: &Path, output: Option<&str>) -> anyhow::Result<Self> {
+        if path.is_file() {
+            let name = || format!("cannot read {}", path.display());
+            let length = std::fs::metadata(path).with_context(name)?.len() as usize;
+            ensure!(length <= foreign::MAX_BYTES, foreign::ForeignError::TooLarge { bytes: length });
+            let bytes = std::fs::read(path).with_context(name)?;
+            let description = foreign::inspect(&bytes, output)?;
+            return Ok(Self::Actor(bytes, description));
+        }
+        ensure!(output.is_none(), "--output is for .onnx files; a bundle knows its output");
+        Ok(Self::Bundle(AnyBundle::load(path)?))
     }
+}
+
+pub(super) fn inspect(path: &Path, output: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let subject = Subject::load(path, output)?;
+    match &subject {
+        Subject::Bundle(AnyBundle::Ensemble(bundle)) if json => say!("{}", serde_json::to_string(bundle.manifest())?),
+        Subject::Bundle(AnyBundle::Foreign(bundle)) if json => say!("{}", serde_json::to_string(bundle.manifest())?),
+        Subject::Actor(_, description) if json => say!("{}", serde_json::to_string(description)?),
+        Subject::Bundle(AnyBundle::Ensemble(bundle)) => inspect_ensemble(path, bundle.manifest()),
+        Subject::Bundle(AnyBundle::Foreign(bundle)) => {
+            let (manifest, d) = (bundle.manifest(), &bundle.manifest().description);
+            say!("{}: {}", path.display(), d.name);
+            say!("  {} Hz, no weights to learn from", d.control_hz);
+            say_actor(&foreign::inspect(bundle.onnx(), Some(&manifest.foreign.output))?);
+            say_spaces(&d.spaces, &d.provenance, &manifest.files);
+        }
+        Subject::Actor(_, description) => {
+            say!("{}", path.display());
+            say_actor(description);
+        }
+    }
+    Ok(())
+}
+
+fn say_actor(d: &foreign::Description) {
+    let (i, producer) = (&d.interface, if d.producer.is_empty() { "unknown" } else { &d.producer });
+    say!("  an ONNX actor of others, by {producer}: operator set {}, IR {}", d.opset, d.ir_version);
+    say!("  `{}` [{}] -> `{}` [{}]", i.input, i.observation_dim, i.output, i.action_dim);
+    say!("  outputs {}; {} numbers in its weights", d.outputs.join(", "), d.parameters);
+    say!("  operators {}", d.operators.join(", "));
+}
+
+fn say_spaces(spaces: &Spaces, provenance: &BTreeMap<String, String>, files: &BTreeMap<String, FileEntry>) {
+    say!("  observation ({}): {}", spaces.observation_dim(), spaces.observation.join(", "));
+    say!("  action ({}): {}", spaces.action_dim(), spaces.action.join(", "));
+    for (key, value) in provenance {
+        say!("  {key}: {value}");
+    }
+    for (name, file) in files {
+        say!("  {name:<22} {:>9} bytes  sha256 {}", file.size, file.sha256);
+    }
+}
+
+fn inspect_ensemble(path: &Path, manifest: &Manifest) {
     let (d, a) = (&manifest.description, &manifest.architecture);
-    say!("{}: {}", folder.display(), d.name);
+    say!("{}: {}", path.display(), d.name);
     say!("  ensemble of {}, hidden {:?}, critics: {}", a.ensemble_size, a.hidden, if a.critics { "yes" } else { "no" });
     say!("  {} Hz, discount {}, trained by {}", d.control_hz, d.discount, d.algorithm);
     say!("  log std in [{}, {}]", a.log_std.min, a.log_std.max);
-    say!("  observation ({}): {}", d.spaces.observation_dim(), d.spaces.observation.join(", "));
-    say!("  action ({}): {}", d.spaces.action_dim(), d.spaces.action.join(", "));
-    for (key, value) in &d.provenance {
-        say!("  {key}: {value}");
-    }
-    for (name, file) in &manifest.files {
-        say!("  {name:<22} {:>9} bytes  sha256 {}", file.size, file.sha256);
-    }
-    Ok(())
+    say_spaces(&d.spaces, &d.provenance, &manifest.files);
 }
 
 fn engine(library: Option<&Path>) -> PolicyConfig {
     PolicyConfig { onnxruntime: library.map(Path::to_path_buf).unwrap_or_default(), ..PolicyConfig::default() }
 }
 
-fn verify(folder: &Path, library: Option<&Path>, robot: Option<&Path>) -> anyhow::Result<()> {
-    let bundle = Bundle::load(folder)?;
-    let spaces = match robot {
-        Some(path) => fieldtune::config::load(path, &[])?.robot.spaces,
-        None => bundle.manifest().description.spaces.clone(),
+fn verify(path: &Path, output: Option<&str>, library: Option<&Path>, robot: Option<&Path>) -> anyhow::Result<()> {
+    let subject = Subject::load(path, output)?;
+    let robot = robot.map(|path| fieldtune::config::load(path, &[])).transpose()?.map(|config| config.robot.spaces);
+    let report = match &subject {
+        Subject::Bundle(AnyBundle::Ensemble(bundle)) => {
+            let spaces = robot.as_ref().unwrap_or(&bundle.manifest().description.spaces);
+            prepare_file(bundle.onnx(), spaces, &engine(library))?.report.to_string()
+        }
+        Subject::Bundle(AnyBundle::Foreign(bundle)) => {
+            let spaces = robot.as_ref().unwrap_or(&bundle.manifest().description.spaces);
+            bundle.prepare(spaces, &engine(library))?.report.to_string()
+        }
+        Subject::Actor(bytes, description) => {
+            let mut policy = actor(bytes, description, library)?;
+            if let Some(spaces) = &robot {
+                checks::dimensions(&policy, spaces)?;
+            }
+            let (width, rows) = (description.interface.observation_dim, 20);
+            checks::responds(&mut policy, &checks::probe_observations(width, rows))?;
+            format!("an ONNX actor of others, {width} -> {}, run by {}", policy.action_dim(), policy.engine())
+        }
     };
-    let prepared = prepare_file(bundle.onnx(), &spaces, &engine(library))?;
-    say!("{}: sound; {}", folder.display(), prepared.report);
+    say!("{}: sound; {report}", path.display());
     Ok(())
 }
 
+fn export(folder: &Path, onnx: Option<&Path>, weights: Option<&Path>) -> anyhow::Result<()> {
+    let bundle = AnyBundle::load(folder)?;
+    let write = |path: &Path, bytes: &[u8]| {
+        std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        say!("{} bytes written to {}", bytes.len(), path.display());
+        anyhow::Ok(())
+    };
+    if let Some(path) = weights {
+        write(path, &weights_file::encode(bundle.ensemble()?.weights())?)?;
+    }
+    match (onnx, &bundle) {
+        (Some(path), AnyBundle::Ensemble(bundle)) => write(path, bundle.onnx()),
+        (Some(path), AnyBundle::Foreign(bundle)) => write(path, bundle.onnx()),
+        (None, _) => Ok(()),
+    }
+}
+
+fn actor(bytes: &[u8], description: &foreign::Description, library: Option<&Path>) -> anyhow::Result<ForeignPolicy> {
+    let library = library.ok_or(foreign::ForeignError::NeedsRuntime)?;
+    Ok(ForeignPolicy::new(Runtime::load(library)?, bytes, &description.interface)?)
+}
+
 fn act(args: &ActArgs) -> anyhow::Result<()> {
-    let bundle = Bundle::load(&args.bundle)?;
-    let spaces = &bundle.manifest().description.spaces;
-    let width = spaces.observation_dim();
+    let library = args.onnxruntime.as_deref();
+    match Subject::load(&args.bundle, args.output.as_deref())? {
+        Subject::Bundle(AnyBundle::Ensemble(bundle)) => act_ensemble(args, &bundle),
+        Subject::Bundle(AnyBundle::Foreign(bundle)) => {
+            // Checked as for a robot; then the graph's own numbers, which the way through tanh would round.
+            bundle.prepare(&bundle.manifest().description.spaces, &engine(library))?;
+            let description = foreign::inspect(bundle.onnx(), Some(&bundle.manifest().foreign.output))?;
+            act_foreign(args, actor(bundle.onnx(), &description, library)?)
+        }
+        Subject::Actor(bytes, description) => act_foreign(args, actor(&bytes, &description, library)?),
+    }
+}
+
+fn observations(args: &ActArgs, width: usize) -> anyhow::Result<Vec<f32>> {
     let observations = match &args.obs {
         Some(path) => read_npy(path)?,
         None => (0..width).map(|i| -1.0 + 2.0 * i as f32 / (width.max(2) - 1) as f32).collect(),
@@ -181,28 +284,46 @@ fn act(args: &ActArgs) -> anyhow::Result<()> {
         "{} numbers are no rows of {width} observation entries",
         observations.len()
     );
-    checks::names(spaces, spaces)?;
+    Ok(observations)
+}
+
+fn act_foreign(args: &ActArgs, mut policy: ForeignPolicy) -> anyhow::Result<()> {
+    ensure!(!args.critics, "an ONNX actor of others has no critics");
+    let (width, action_dim, mut actions) = (policy.observation_dim(), policy.action_dim(), Vec::new());
+    for observation in observations(args, width)?.chunks_exact(width) {
+        let action = policy.action(observation)?;
+        if args.out.is_none() {
+            say!("action {action:?}");
+        }
+        actions.extend_from_slice(action);
+    }
+    written(args, &actions, action_dim, policy.engine())
+}
+
+fn act_ensemble(args: &ActArgs, bundle: &Bundle) -> anyhow::Result<()> {
+    let spaces = &bundle.manifest().description.spaces;
+    let width = spaces.observation_dim();
     let mut prepared = prepare_file(bundle.onnx(), spaces, &engine(args.onnxruntime.as_deref()))?;
     let mut out = PolicyOutput::default();
     let mut actions = Vec::new();
-    for observation in observations.chunks_exact(width) {
+    for observation in observations(args, width)?.chunks_exact(width) {
         prepared.backend.infer(observation, &mut out)?;
-        actions.extend(out.mean().iter().map(|m| m.tanh()));
+        let action: Vec<f32> = out.mean().iter().map(|m| m.tanh()).collect();
         if args.out.is_none() {
-            say!(
-                "mean   {:?}\nstd    {:?}\naction {:?}",
-                out.mean(),
-                out.std(),
-                &actions[actions.len() - out.action_dim..]
-            );
+            say!("mean   {:?}\nstd    {:?}\naction {action:?}", out.mean(), out.std());
             if args.critics {
                 say!("min(Q1, Q2) at action 0 by member {:?}", twin_min(bundle.weights(), observation)?);
             }
         }
+        actions.extend(action);
     }
+    written(args, &actions, out.action_dim, prepared.report.engine)
+}
+
+fn written(args: &ActArgs, actions: &[f32], action_dim: usize, engine: &str) -> anyhow::Result<()> {
     if let Some(path) = &args.out {
-        write_npy(path, &actions, out.action_dim)?;
-        say!("{} actions by {} written to {}", actions.len() / out.action_dim, prepared.report.engine, path.display());
+        write_npy(path, actions, action_dim)?;
+        say!("{} actions by {engine} written to {}", actions.len() / action_dim, path.display());
     }
     Ok(())
 }

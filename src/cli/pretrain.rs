@@ -1,22 +1,20 @@
 //! `fieldtune pretrain`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use fieldtune::config::{Config, Exploration};
-use fieldtune::learner::Dims;
-use fieldtune::learner::pretrain::{PretrainMetrics, Pretrainer};
-use fieldtune::nn::weights::EnsembleWeights;
-use fieldtune::policy::Bundle;
-use fieldtune::policy::manifest::Description;
-use fieldtune::replay::{Replay, Store};
-use fieldtune::runtime;
+use fieldtune::learner::pretrain::PretrainMetrics;
+use fieldtune::policy::{Bundle, Source};
+use fieldtune::runtime::{self, PretrainEvent, Pretrained, RunOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ConfigArgs, mean, stop_on_signal, this_program};
+use super::{ConfigArgs, mean, stop_on_signal, this_program, write_json};
 
-/// Train a first ensemble offline, with CQL on the data set of replay.offline, and write it as a bundle.
+/// Train a first ensemble offline on the data set of replay.offline and write it as a bundle.
+///
+/// [pretrain] of the configuration names method and settings. Checkpoints, evaluations and the best ensemble are kept
+/// in run.directory/pretraining; with run.existing = "resume" an interrupted training goes on from there, to the byte
+/// as if it had never stopped. Ctrl-C stops it with a checkpoint.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -27,43 +25,82 @@ pub(super) struct Args {
     /// Name of the bundle.
     #[arg(long)]
     name: Option<String>,
-    /// Evaluate at the end over so many episodes, with the configured robot.
+    /// Keep the actors of policy.bundle and fit new critics to them (fitted Q evaluation).
+    #[arg(long)]
+    critic_only: bool,
+    /// Write the ensemble of the best evaluation instead of the last one; needs pretrain.evaluate_every.
+    #[arg(long)]
+    best: bool,
+    /// Evaluate the written ensemble over so many episodes, with the configured robot.
     #[arg(long, default_value_t = 0)]
     evaluate: u32,
+    /// Write evaluations and losses to this file, as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
-    let store = runtime::open_offline(&config)?.context("replay.offline is empty: pretraining needs a data set")?;
-    say!("{} offline transitions, ensemble of {}", store.transitions(), config.pretrain.ensemble_size);
-    let stop = stop_on_signal()?;
-    let spaces = &config.robot.spaces;
-    let dims = Dims::from(spaces);
-    let mut pretrainer = Pretrainer::new(dims, &config.pretrain, &config.learner, config.run.seed)?;
-    // Nothing comes in online: the smallest buffer does.
-    let nothing = Store::in_memory(store.layout(), 1024)?;
-    let mut replay = Replay::new(Some(store), nothing, &config.replay)?;
+    anyhow::ensure!(!args.best || config.pretrain.evaluate_every > 0, "--best needs pretrain.evaluate_every");
+    let actors = if args.critic_only { Some(Bundle::load(&config.policy.bundle)?) } else { None };
+    let options = RunOptions { program: this_program()?, stop: stop_on_signal()?, serve: None };
     let bar = ProgressBar::new(config.pretrain.updates);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} updates, {eta} left  {msg}")?);
-    for update in 1..=config.pretrain.updates {
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            break;
-        }
-        let metrics = pretrainer.step(&mut replay)?;
-        bar.set_position(update);
-        if update % 100 == 0 {
-            bar.set_message(describe(&metrics));
-        }
-        if update % (config.pretrain.updates / 10).max(1) == 0 {
-            bar.suspend(|| say!("update {update:>7}  {}", describe(&metrics)));
-        }
-    }
+    let every = (config.pretrain.updates / 10).max(1);
+    let made = runtime::pretrain(&config, actors.as_ref(), &options, &mut |event| show(&bar, every, &event));
     bar.finish_and_clear();
-    let weights = pretrainer.weights()?;
-    let bundle = Bundle::new(description(args, &config), weights.clone())?;
-    bundle.save(&args.out)?;
-    say!("bundle written to {}", args.out.display());
-    evaluate(args.evaluate, &config, &weights, &stop)
+    let made = made?;
+    let complete = made.updates >= config.pretrain.updates;
+    if !complete {
+        say!("stopped after {} of {} updates", made.updates, config.pretrain.updates);
+    }
+    if let Some(path) = &args.report {
+        write_json(path, &report(&config, &made))?;
+    }
+    let weights = made.best.as_ref().filter(|_| args.best).unwrap_or(&made.last);
+    let mut description = runtime::pretrained_description(&config, actors.as_ref(), made.updates);
+    if let Some(name) = &args.name {
+        description.name.clone_from(name);
+    }
+    Bundle::new(description, weights.clone())?.save(&args.out)?;
+    say!("bundle written to {} ({:.1} ms of CPU per update)", args.out.display(), made.cpu_ms_per_update);
+    if args.evaluate > 0 && complete {
+        let found = runtime::evaluate(
+            &config,
+            Source::Ensemble(&weights.actor),
+            args.evaluate,
+            Exploration::Deterministic,
+            &options.program,
+            &options.stop,
+            &mut |_| {},
+        )?;
+        say!("mean return {:.1} over {} episodes", mean(&found.returns()), args.evaluate);
+    }
+    Ok(complete)
+}
+
+fn show(bar: &ProgressBar, every: u64, event: &PretrainEvent) {
+    match event {
+        PretrainEvent::Begin { done, members, transitions, moved_to } => {
+            bar.set_position(*done);
+            say!("{transitions} offline transitions, ensemble of {members}, {done} updates done");
+            if let Some(path) = moved_to {
+                say!("an earlier pretraining was moved to {}", path.display());
+            }
+        }
+        PretrainEvent::Update { updates, metrics } => {
+            bar.set_position(*updates);
+            if updates.is_multiple_of(100) {
+                bar.set_message(describe(metrics));
+            }
+            if updates.is_multiple_of(every) {
+                bar.suspend(|| say!("update {updates:>7}  {}", describe(metrics)));
+            }
+        }
+        PretrainEvent::Evaluated(found) => bar.suspend(|| {
+            say!("update {:>7}  mean return {:.1} over {} episodes", found.updates, found.mean(), found.returns.len());
+        }),
+    }
 }
 
 fn describe(m: &PretrainMetrics) -> String {
@@ -73,41 +110,14 @@ fn describe(m: &PretrainMetrics) -> String {
     )
 }
 
-fn description(args: &Args, config: &Config) -> Description {
-    let p = &config.pretrain;
-    let provenance = BTreeMap::from([
-        ("data".to_owned(), config.replay.offline.display().to_string()),
-        ("seed".to_owned(), config.run.seed.to_string()),
-    ]);
-    Description {
-        name: args.name.clone().unwrap_or_else(|| format!("{} CQL", config.robot.name)),
-        control_hz: config.robot.control_hz,
-        algorithm: format!("CQL(H), weight {}, {} updates, batch {}", p.cql_weight, p.updates, p.batch_size),
-        discount: config.learner.discount,
-        training_log_std: Some(p.log_std),
-        spaces: config.robot.spaces.clone(),
-        provenance,
-    }
-}
-
-fn evaluate(
-    episodes: u32,
-    config: &Config,
-    weights: &EnsembleWeights,
-    stop: &std::sync::atomic::AtomicBool,
-) -> anyhow::Result<()> {
-    if episodes > 0 {
-        let program = this_program()?;
-        let found = runtime::evaluate(
-            config,
-            &weights.actor,
-            episodes,
-            Exploration::Deterministic,
-            &program,
-            stop,
-            &mut |_| {},
-        )?;
-        say!("mean return {:.1} over {episodes} episodes", mean(&found.returns()));
-    }
-    Ok(())
+fn report(config: &Config, made: &Pretrained) -> serde_json::Value {
+    serde_json::json!({
+        "seed": config.run.seed,
+        "data": config.replay.offline.file_name().map(|name| name.to_string_lossy()),
+        "updates": made.updates,
+        "settings": config.pretrain,
+        "evaluations": made.evaluations,
+        "last_update": made.metrics,
+        "cpu_ms_per_update": made.cpu_ms_per_update,
+    })
 }

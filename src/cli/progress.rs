@@ -72,6 +72,9 @@ impl Observer for Progress {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Note(note) => self.say(note),
+            // Also when quiet: nobody could know the token otherwise.
+            Event::Serving { url } if self.quiet => eprintln!("live page: {url}"),
+            Event::Serving { url } => self.say(&format!("live page: {url}")),
             Event::Begin { done, total } => {
                 (self.done, self.total) = (*done, *total);
                 self.bar.set_length(*total);
@@ -94,8 +97,15 @@ impl Observer for Progress {
                     100.0 * metrics.offline_share
                 );
             }
-            Event::Published { .. } => {}
+            Event::Published { .. } | Event::Diagnosis(_) => {}
             Event::Refused { reason } => self.say(&format!("policy refused, the one in use stays: {reason}")),
+            Event::Evaluating { when, done, total } => {
+                self.bar.set_message(format!("measuring the policy {when} learning: episode {done} of {total}"));
+                if !self.terminal && !self.quiet && monotonic().since(self.last_line) >= LINE_EVERY {
+                    self.last_line = monotonic();
+                    eprintln!("measuring the policy {when} learning: episode {done} of {total}");
+                }
+            }
             Event::Evaluated { when, returns } => {
                 let each: Vec<_> = returns.iter().map(|r| format!("{r:.0}")).collect();
                 self.say(&format!(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fieldtune::clock::monotonic;
-use fieldtune::policy::{Bundle, PolicyOutput, checks, prepare_file};
+use fieldtune::policy::{AnyBundle, PolicyOutput, checks};
 
 use super::ConfigArgs;
 
@@ -40,9 +40,9 @@ struct EpisodeDifference {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    let bundle = Bundle::load(args.policy.as_ref().unwrap_or(&config.policy.bundle))?;
-    checks::names(&bundle.manifest().description.spaces, &config.robot.spaces)?;
-    let mut prepared = prepare_file(bundle.onnx(), &config.robot.spaces, &config.policy)?;
+    let bundle = AnyBundle::load(args.policy.as_ref().unwrap_or(&config.policy.bundle))?;
+    checks::names(bundle.spaces(), &config.robot.spaces)?;
+    let mut prepared = bundle.source().prepare(&config.robot.spaces, &config.policy)?;
     let (data, _) = super::data::read(&args.episodes)?;
     let mut out = PolicyOutput::default();
     let mut times = Vec::with_capacity(data.steps());

@@ -12,8 +12,8 @@ use super::{ConfigArgs, stop_on_signal, this_program, write_json};
 ///
 /// Loads the bundle, measures it, then controls the robot while the learner updates the ensemble in the background
 /// and hands new policies to the loop between two ticks. Everything is kept in run.directory: replay/ (survives a
-/// power cut), checkpoint/, bundle/ (the fine-tuned ensemble), metrics.jsonl. A run that was interrupted goes on
-/// from there. Ctrl-C ends it orderly, the robot first.
+/// power cut), checkpoint/, bundle/ (the fine-tuned ensemble), metrics.jsonl, report.json. A run that was
+/// interrupted goes on from there. Ctrl-C ends it orderly, the robot first.
 ///
 /// The exit code is 0 only when no step was lost and the robot did not have to be stopped.
 #[derive(clap::Args)]
@@ -23,6 +23,10 @@ pub(super) struct Args {
     /// Write everything the run counted to this file, as JSON.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
+    /// Serve a live page, for example on 127.0.0.1:8765. An address that other machines reach needs the token that
+    /// is printed at start.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    serve: Option<std::net::SocketAddr>,
     /// No progress, only the summary.
     #[arg(long, short)]
     quiet: bool,
@@ -30,15 +34,16 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
-    let options = RunOptions { program: this_program()?, stop: stop_on_signal()? };
+    let options = RunOptions { program: this_program()?, stop: stop_on_signal()?, serve: args.serve };
     let mut progress = Progress::new(args.quiet);
     let outcome = runtime::run(&config, &options, &mut progress);
     progress.finish();
     let report = outcome?;
+    summary(&report);
+    write_json(&config.run.directory.join("report.json"), &report)?;
     if let Some(path) = &args.report {
         write_json(path, &report)?;
     }
-    summary(&report);
     Ok(report.is_clean())
 }
 
@@ -57,18 +62,25 @@ fn summary(r: &Report) {
         r.missed_states
     );
     say!(
-        "             wake-up p50 {} us, p99 {} us, max {} us; longest tick {} us",
+        "             wake-up p50 {} us, p99 {} us, p99.9 {} us, max {} us; longest tick {} us",
         r.wake.p50_us,
         r.wake.p99_us,
+        r.wake.p999_us,
         r.wake.max_us,
         r.max_work_us
     );
+    if let Some(faults) = r.page_faults {
+        say!("             {faults} page faults on the control thread after its first tick");
+    }
     say!(
         "  replay     {} online and {} offline transitions, {} dropped",
         r.online_transitions,
         r.offline_transitions,
         r.dropped
     );
+    if r.overwritten + r.not_kept > 0 {
+        say!("             {} old records replaced by newer ones, {} not kept", r.overwritten, r.not_kept);
+    }
     say!(
         "  learner    {} updates ({:.1} per second, {:.1} per CPU second), {:.0} % of those allowed, {:.0} % offline rows at the end",
         r.updates,

@@ -28,6 +28,7 @@ pub(super) struct SwapArgs {
 
 /// Ask a running process how it is.
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct StatusArgs {
     /// Folder of the run (run.directory).
     #[arg(long, value_name = "FOLDER")]
@@ -38,6 +39,12 @@ pub(super) struct StatusArgs {
     /// Ask it to end orderly.
     #[arg(long)]
     stop: bool,
+    /// End the episode under way as a success.
+    #[arg(long, conflicts_with = "stop")]
+    success: bool,
+    /// End the episode under way as a failure.
+    #[arg(long, conflicts_with_all = ["stop", "success"])]
+    failure: bool,
 }
 
 fn question(run: &std::path::Path, request: &Request) -> anyhow::Result<Reply> {
@@ -57,7 +64,14 @@ pub(super) fn swap(args: &SwapArgs) -> anyhow::Result<bool> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<bool> {
-    let reply = question(&args.run, if args.stop { &Request::Stop } else { &Request::Status })?;
+    let request = if args.stop {
+        Request::Stop
+    } else if args.success || args.failure {
+        Request::Judge { success: args.success }
+    } else {
+        Request::Status
+    };
+    let reply = question(&args.run, &request)?;
     if args.json {
         say!("{}", serde_json::to_string(&reply)?);
         return Ok(reply.ok);

@@ -1,6 +1,16 @@
 //! Ranges and contradictions of a parsed configuration. Every range is written so that NaN fails.
 
-use super::{ClockKind, Config, DeviceKind, PolicyEngine, Problem, SamplerKind};
+use super::{
+    ActorLoss, ClockKind, Config, CriticLoss, CutReturns, DeviceKind, LinkKind, Order, PolicyEngine, PretrainMethod,
+    Problem, SamplerKind, Start, TargetKind,
+};
+
+/// Share of a serial line that frames may fill.
+const MOST_OF_A_LINE: f64 = 0.7;
+/// One start bit, eight of data, one stop bit.
+const BITS_PER_BYTE: f64 = 10.0;
+/// How often the host asks for the robot's time.
+const TIME_EXCHANGES_HZ: f64 = 10.0;
 
 struct Checks(Vec<Problem>);
 
@@ -19,6 +29,7 @@ pub(super) fn check(c: &Config) -> Vec<Problem> {
     run_and_robot(c, &mut checks);
     replay(c, &mut checks);
     learner(c, &mut checks);
+    method(c, &mut checks);
     pretrain(c, &mut checks);
     checks.0
 }
@@ -39,6 +50,7 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     );
     checks.need(robot.command_valid_ms > 0, "robot.command_valid_ms", robot.command_valid_ms, "must be at least 1");
     checks.need(robot.timeout_ms > 0, "robot.timeout_ms", robot.timeout_ms, "must be at least 1");
+    link_rate(c, checks);
     let nowhere = robot.address.is_empty() && c.simulator.task.is_empty();
     checks.need(!nowhere, "robot.address", "empty", "needs an address, or simulator.task to start a simulated robot");
     let period_ms = 1000.0 / hz;
@@ -70,6 +82,7 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
         "must be larger than safety.stale_steps",
     );
     checks.need(c.episode.max_steps > 0, "episode.max_steps", c.episode.max_steps, "must be at least 1");
+    episode(c, checks);
     checks.need(c.realtime.priority <= 99, "realtime.priority", c.realtime.priority, "must lie in 0 to 99");
     checks.need(c.policy.publish_every > 0, "policy.publish_every", c.policy.publish_every, "must be at least 1");
     let needs_library = c.policy.engine == PolicyEngine::Onnxruntime && c.policy.onnxruntime.as_os_str().is_empty();
@@ -81,23 +94,69 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     );
 }
 
+fn episode(c: &Config, checks: &mut Checks) {
+    let e = &c.episode;
+    checks.need(e.hold_steps > 0, "episode.hold_steps", e.hold_steps, "must be at least 1");
+    for (key, value) in [
+        ("episode.step_reward", e.step_reward),
+        ("episode.success_reward", e.success_reward),
+        ("episode.failure_reward", e.failure_reward),
+    ] {
+        checks.need(value.is_finite(), key, value, "must be finite");
+    }
+    for (key, bounds) in [("episode.success", &e.success), ("episode.failure", &e.failure)] {
+        for bound in bounds {
+            let known = c.robot.spaces.observation.contains(&bound.entry);
+            checks.need(known, key, &bound.entry, "is not an entry of robot.spaces.observation");
+            checks.need(bound.min <= bound.max, key, bound.min, "min must not be above max");
+        }
+    }
+}
+
+/// A serial line that is nearly full delays every frame by more and more.
+fn link_rate(c: &Config, checks: &mut Checks) {
+    let robot = &c.robot;
+    if robot.link != LinkKind::Serial {
+        return;
+    }
+    let (n, m) = (robot.spaces.observation_dim(), robot.spaces.action_dim());
+    let needed = firmware_bridge::stream_load(n, m, robot.control_hz, TIME_EXCHANGES_HZ);
+    let share = needed * BITS_PER_BYTE / f64::from(robot.baud);
+    let enough = needed * BITS_PER_BYTE / MOST_OF_A_LINE;
+    checks.need(
+        share <= MOST_OF_A_LINE,
+        "robot.baud",
+        robot.baud,
+        &format!(
+            "{n} observation and {m} action entries at {} Hz fill {:.0} % of the line, at most {:.0} % may be used: at \
+             least {enough:.0} bits per second, or a lower robot.control_hz, or fewer entries",
+            robot.control_hz,
+            share * 100.0,
+            MOST_OF_A_LINE * 100.0,
+        ),
+    );
+}
+
 fn replay(c: &Config, checks: &mut Checks) {
     let r = &c.replay;
     checks.need(r.capacity >= 1024, "replay.capacity", r.capacity, "must be at least 1024");
     let share = r.initial_online_share;
     checks.need(share > 0.0 && share < 1.0, "replay.initial_online_share", share, "must lie in (0, 1)");
+    let fixed = r.offline_share;
+    checks.need(fixed > 0.0 && fixed < 1.0, "replay.offline_share", fixed, "must lie in (0, 1)");
+    let person = r.intervention_share;
+    checks.need((0.0..1.0).contains(&person), "replay.intervention_share", person, "must lie in [0, 1)");
     let t = r.priority_temperature;
     checks.need(t > 0.0 && t.is_finite(), "replay.priority_temperature", t, "must be positive");
     let range = r.priority_min > 0.0 && r.priority_min < r.priority_max && r.priority_max.is_finite();
     checks.need(range, "replay.priority_min", r.priority_min, "must be positive and below replay.priority_max");
     checks.need(r.sync_every_s > 0.0, "replay.sync_every_s", r.sync_every_s, "must be positive");
-    let alone = r.sampler == SamplerKind::Balanced && r.offline.as_os_str().is_empty() && c.learner.enabled;
-    checks.need(
-        !alone,
-        "replay.sampler",
-        "balanced",
-        "needs replay.offline: there is nothing to balance; use \"online\"",
-    );
+    let without_offline = r.offline.as_os_str().is_empty() && c.learner.enabled;
+    for (kind, name) in [(SamplerKind::Balanced, "balanced"), (SamplerKind::Symmetric, "symmetric")] {
+        let alone = r.sampler == kind && without_offline;
+        let why = "needs replay.offline: there is nothing to balance; use \"online\"";
+        checks.need(!alone, "replay.sampler", name, why);
+    }
 }
 
 fn learner(c: &Config, checks: &mut Checks) {
@@ -142,6 +201,65 @@ fn learner(c: &Config, checks: &mut Checks) {
     checks.need(!cuda, "learner.device", "cuda", "this build has no CUDA; build with --features cuda or use \"cpu\"");
 }
 
+/// Settings of the method that have no meaning by themselves or beside each other. What depends on the networks is
+/// checked where they are known.
+fn method(c: &Config, checks: &mut Checks) {
+    let l = &c.learner;
+    checks.need(l.members <= 64, "learner.members", l.members, "must lie in 0 to 64");
+    let actors = l.actors <= 1 || l.actors == l.members;
+    checks.need(actors, "learner.actors", l.actors, "must be 0, 1 or learner.members");
+    let steps = l.critic_steps;
+    checks.need((1..=1000).contains(&steps), "learner.critic_steps", steps, "must lie in 1 to 1000");
+    let subset = l.redq_subset;
+    checks.need((1..=128).contains(&subset), "learner.redq_subset", subset, "must lie in 1 to 128");
+    let twins = 2 * l.members;
+    let enough = l.target_operator != TargetKind::Redq || l.redq_replacement || l.members == 0 || subset <= twins;
+    let why = format!("more than the {twins} critics of learner.members; draw with redq_replacement = true or fewer");
+    checks.need(enough, "learner.redq_subset", subset, &why);
+    checks.need(
+        l.cql_weight >= 0.0 && l.cql_weight.is_finite(),
+        "learner.cql_weight",
+        l.cql_weight,
+        "must not be negative",
+    );
+    let actions = l.cql_actions;
+    checks.need((1..=1000).contains(&actions), "learner.cql_actions", actions, "must lie in 1 to 1000");
+    checks.need(l.awac_beta > 0.0 && l.awac_beta.is_finite(), "learner.awac_beta", l.awac_beta, "must be positive");
+    let clip = l.gradient_clip;
+    checks.need(clip >= 0.0 && clip.is_finite(), "learner.gradient_clip", clip, "must be positive, or 0 for none");
+    checks.need(l.target_entropy.is_finite(), "learner.target_entropy", l.target_entropy, "must be a number");
+    let idle = l.zero_gradient_adam && steps == 1 && l.order == Order::Joint;
+    checks.need(
+        !idle,
+        "learner.zero_gradient_adam",
+        true,
+        "has no effect when all networks step together: needs learner.critic_steps above 1 or learner.order = \"critics-first\"",
+    );
+    let alien = l.start == Start::Scratch && !l.carry_optimiser.as_os_str().is_empty();
+    checks.need(
+        !alien,
+        "learner.carry_optimiser",
+        l.carry_optimiser.display(),
+        "belongs to pretrained networks, but learner.start is \"scratch\"",
+    );
+    let imitates = l.start == Start::Scratch && l.actor_loss != ActorLoss::Sac;
+    let alone = imitates && c.replay.offline.as_os_str().is_empty();
+    checks.need(
+        !alone,
+        "learner.actor_loss",
+        "bc or awac",
+        "imitates a new random policy: give replay.offline or learner.start = \"bundle\"",
+    );
+    let carried =
+        l.start == Start::Scratch && c.replay.sampler == SamplerKind::Online && l.critic_loss != CriticLoss::Sac;
+    checks.need(
+        !carried,
+        "learner.critic_loss",
+        "cql or cal-ql",
+        "a penalty against offline data that are neither in the networks (learner.start = \"scratch\") nor drawn (replay.sampler = \"online\")",
+    );
+}
+
 fn pretrain(c: &Config, checks: &mut Checks) {
     let p = &c.pretrain;
     checks.need(p.updates > 0, "pretrain.updates", p.updates, "must be at least 1");
@@ -149,11 +267,50 @@ fn pretrain(c: &Config, checks: &mut Checks) {
     checks.need((1..=64).contains(&n), "pretrain.ensemble_size", n, "must lie in 1 to 64");
     checks.need(widths(&p.hidden), "pretrain.hidden", show(&p.hidden), "1 to 8 widths of 1 to 8192");
     checks.need(p.cql_actions > 0, "pretrain.cql_actions", p.cql_actions, "must be at least 1");
+    let (weight, temperature, gap) = (p.cql_weight, p.cql_temperature, p.cql_gap);
     checks.need(
-        p.cql_weight >= 0.0 && p.cql_weight.is_finite(),
+        weight > 0.0 && weight.is_finite(),
         "pretrain.cql_weight",
-        p.cql_weight,
-        "must not be negative",
+        weight,
+        "must be positive; for none use \"sac\"",
+    );
+    checks.need(
+        temperature > 0.0 && temperature.is_finite(),
+        "pretrain.cql_temperature",
+        temperature,
+        "must be positive",
+    );
+    checks.need(gap >= 0.0 && gap.is_finite(), "pretrain.cql_gap", gap, "must not be negative");
+    let penalised = matches!(p.method, PretrainMethod::Cql | PretrainMethod::CalQl);
+    checks.need(gap == 0.0 || penalised, "pretrain.cql_gap", gap, "pretrain.method has no penalty to hold at it");
+    let n = p.backup_actions;
+    checks.need((1..=1000).contains(&n), "pretrain.backup_actions", n, "must lie in 1 to 1000");
+    checks.need(
+        n <= 1 || !p.entropy_backup,
+        "pretrain.entropy_backup",
+        p.entropy_backup,
+        "the best of several backup actions has no entropy; set pretrain.backup_actions = 1",
+    );
+    let alpha = p.initial_temperature;
+    checks.need(alpha > 0.0 && alpha.is_finite(), "pretrain.initial_temperature", alpha, "must be positive");
+    let cloning = p.behaviour_cloning_updates;
+    checks.need(
+        cloning == 0 || p.method != PretrainMethod::BehaviourCloning,
+        "pretrain.behaviour_cloning_updates",
+        cloning,
+        "pretrain.method imitates in every update; set it to 0",
+    );
+    checks.need(
+        p.cut_returns == CutReturns::Plain || p.method == PretrainMethod::CalQl,
+        "pretrain.cut_returns",
+        "steady",
+        "only \"cal-ql\" uses the return of the data",
+    );
+    checks.need(
+        p.evaluate_every == 0 || c.run.evaluate_episodes > 0,
+        "pretrain.evaluate_every",
+        p.evaluate_every,
+        "needs run.evaluate_episodes of at least 1",
     );
     checks.need(p.batch_size > 0, "pretrain.batch_size", p.batch_size, "must be at least 1");
     for (key, rate) in [

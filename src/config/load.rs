@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, check};
+use super::{Config, check, method};
 
 /// One thing wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
-/// Reads `path` and then `overrides` (`section.key=value`) on top of the defaults.
+/// Reads `path` and then `overrides` (`section.key=value`) on top of the defaults and of the preset that they name.
 ///
 /// # Errors
 /// When the file cannot be read, or with every problem of file and overrides together.
@@ -73,6 +73,7 @@ pub fn parse(file: &str, text: &str, overrides: &[String]) -> Result<Config, Con
     for setting in overrides {
         reader.read(&quoted(setting), |_| format!("--set {setting}"));
     }
+    reader.read_method();
     let mut problems = reader.problems;
     // Keys that are wrong by themselves are left out, so that the ranges of all others are reported too.
     let config = Config::deserialize(reader.merged).map_err(|error| Problem {
@@ -152,6 +153,39 @@ impl Reader {
         }
     }
 
+    /// Puts the preset that `run.method` names under what was read so far.
+    fn read_method(&mut self) {
+        let Some(name) = self.merged.get("run").and_then(|run| run.get("method")?.as_str()) else { return };
+        if name.is_empty() {
+            return;
+        }
+        let mut preset = Self::default();
+        match method::read(name) {
+            Ok((place, text)) => preset.read(&text, |line| format!("{place}:{line}")),
+            Err(why) => {
+                let at = self.places.get("run.method").cloned().unwrap_or_default();
+                self.problem(at, "run.method", &why);
+            }
+        }
+        if let Some(at) = preset.places.get("run.method").cloned() {
+            preset.problem(at, "run.method", "a preset cannot name another");
+        }
+        for (section, keys) in preset.merged {
+            let (toml::Value::Table(own), toml::Value::Table(keys)) =
+                (self.merged.entry(section).or_insert_with(|| toml::Table::new().into()), keys)
+            else {
+                continue;
+            };
+            for (key, value) in keys {
+                own.entry(key).or_insert(value);
+            }
+        }
+        for (key, place) in preset.places {
+            self.places.entry(key).or_insert(place);
+        }
+        self.problems.append(&mut preset.problems);
+    }
+
     fn problem(&mut self, place: String, key: &str, message: &str) {
         self.problems.push(Problem { place, key: key.into(), message: message.trim().replace('\n', " ") });
     }
@@ -210,6 +244,24 @@ mod tests {
         assert_eq!(config.robot.spaces.observation, ["x_m"]);
         assert_eq!(config.policy.bundle.to_str(), Some("models/cart"));
         assert_eq!(config.run.seed, 7);
+    }
+
+    /// 17 observation and 6 action entries: a STATE of 139 bytes, 1390 bits.
+    #[test]
+    fn a_serial_line_is_filled_to_seventy_percent_at_most() {
+        let names = |prefix: &str, n: usize| (0..n).map(|i| format!("\"{prefix}{i}\"")).collect::<Vec<_>>().join(", ");
+        let serial = |baud: u32, hz: u32| {
+            let spaces = format!("{{ observation = [{}], action = [{}] }}", names("x", 17), names("u", 6));
+            let robot = format!("control_hz = {hz}\nlink = \"serial\"\nbaud = {baud}\nspaces = {spaces}");
+            parse("robot.toml", &format!("[robot]\n{robot}\n"), &[])
+        };
+        for (baud, hz, fits) in [(921_600, 400, true), (921_600, 500, false), (3_000_000, 1000, true), (0, 1, false)] {
+            let found = serial(baud, hz);
+            assert_eq!(found.is_ok(), fits, "{baud} {hz}: {found:?}");
+        }
+        let text = serial(921_600, 500).unwrap_err().to_string();
+        assert!(text.contains("robot.toml:4: robot.baud") && text.contains("76 % of the line"), "{text}");
+        assert!(text.contains("999000 bits per second"), "{text}");
     }
 
     #[test]

@@ -6,8 +6,13 @@
 
 mod check;
 mod load;
+mod method;
 
 pub use load::{ConfigError, Problem, load, parse};
+pub use method::{
+    ActorBatch, ActorLoss, ActorOperator, CriticLoss, LayerNorm, Order, OutputActivation, PRESETS, Start, TargetKind,
+    TemperatureForm, TemperatureStates,
+};
 
 use std::path::PathBuf;
 
@@ -97,6 +102,18 @@ pub enum SamplerKind {
     Uniform,
     /// Uniform over online only.
     Online,
+    /// A fixed share of every minibatch uniform over offline, the rest uniform over online (RLPD).
+    Symmetric,
+}
+
+/// What becomes of old steps when the online buffer is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retention {
+    /// New steps replace the oldest.
+    Ring,
+    /// Everything is kept; steps that no longer fit are counted and not recorded.
+    KeepAll,
 }
 
 /// When updates happen.
@@ -109,6 +126,39 @@ pub enum Cadence {
     Burst,
 }
 
+/// What the control loop does when it is late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overrun {
+    /// Leaves out whole periods and counts them; the phase stays.
+    #[default]
+    Skip,
+    /// Runs the next tick at once and keeps the period from there; for robots that set the pace.
+    AtOnce,
+}
+
+/// Where the reward of a step comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardSource {
+    /// The robot computes it.
+    Robot,
+    /// `episode.step_reward`, and the outcome's in the last step.
+    Outcome,
+}
+
+/// A range of an entry of the observation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bound {
+    /// Its name in `robot.spaces`.
+    pub entry: String,
+    /// Lower end, inclusive.
+    pub min: f32,
+    /// Upper end, inclusive.
+    pub max: f32,
+}
+
 /// Device of the learner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -117,6 +167,40 @@ pub enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU; needs the `cuda` feature.
     Cuda,
+}
+
+/// What pretraining makes out of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PretrainMethod {
+    /// Conservative Q-learning.
+    Cql,
+    /// CQL whose values at policy actions are bounded below by the return of the data.
+    CalQl,
+    /// SAC on the data, without a penalty.
+    Sac,
+    /// Actors imitate the data; critics judge them.
+    BehaviourCloning,
+}
+
+/// Entries of CQL's log-sum-exp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CqlEntries {
+    /// CQL(H): values less the log-density of their proposal.
+    ImportanceSampled,
+    /// CQL(rho): plain values and the value of the data.
+    Rho,
+}
+
+/// What comes after the last reward of an episode that was cut, in the return of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutReturns {
+    /// Nothing.
+    Plain,
+    /// The mean reward of the episode, for ever.
+    Steady,
 }
 
 sections! {
@@ -158,6 +242,8 @@ sections! {
         existing: Existing = Existing::Resume,
         /// Deterministic episodes before and after; 0 skips them.
         evaluate_episodes: u32 = 5,
+        /// A preset of the learning method: one of [`PRESETS`] or a path; empty for none.
+        method: String = String::new(),
     }
 
     /// `[robot]`.
@@ -207,6 +293,20 @@ sections! {
     EpisodeConfig {
         /// Time limit; the step that reaches it is truncated.
         max_steps: u32 = 200,
+        /// Where rewards come from.
+        reward: RewardSource = RewardSource::Robot,
+        /// Reward of every step when they come from the outcome.
+        step_reward: f32 = 0.0,
+        /// The episode is a success when all of these hold.
+        success: Vec<Bound> = Vec::new(),
+        /// Added to the reward of the step that succeeds.
+        success_reward: f32 = 1.0,
+        /// The episode is a failure when any of these holds.
+        failure: Vec<Bound> = Vec::new(),
+        /// Added to the reward of the step that fails.
+        failure_reward: f32 = 0.0,
+        /// Steps in a row for which a condition has to hold.
+        hold_steps: u32 = 1,
     }
 
     /// `[realtime]`.
@@ -217,6 +317,8 @@ sections! {
         lock_memory: bool = true,
         /// Processor of the control thread; -1 lets the system choose.
         cpu: i32 = -1,
+        /// What happens when a tick ends after the next deadline.
+        overrun: Overrun = Overrun::Skip,
         /// Whether a refused setting is an error instead of a warning.
         required: bool = false,
     }
@@ -239,10 +341,16 @@ sections! {
     ReplayConfig {
         /// Records of the online buffer.
         capacity: u64 = 250_000,
+        /// What becomes of old steps when it is full.
+        retention: Retention = Retention::Ring,
         /// Offline data: a replay folder or an .npz data set; empty for none.
         offline: PathBuf = PathBuf::from("models/pendulum-offline.npz"),
         /// Sampler.
         sampler: SamplerKind = SamplerKind::Balanced,
+        /// Share of offline rows in every minibatch of the symmetric sampler.
+        offline_share: f64 = 0.5,
+        /// Share of rows in every minibatch from steps in which a person chose the action.
+        intervention_share: f64 = 0.0,
         /// rho0: share of the first 1000 online samples when they arrive.
         initial_online_share: f64 = 0.75,
         /// T in `w^(1/T)`.
@@ -263,10 +371,32 @@ sections! {
         device: DeviceKind = DeviceKind::Cpu,
         /// Threads of the learner's kernels.
         threads: usize = 1,
+        /// Where the networks come from.
+        start: Start = Start::Bundle,
+        /// Members to use, the first of the bundle's; 0 for all.
+        members: usize = 0,
+        /// Actors to use, the first of the bundle's; 0 for as many as members, 1 for one that all critics judge.
+        actors: usize = 0,
+        /// Layer norm of all networks.
+        layer_norm: LayerNorm = LayerNorm::AsGiven,
+        /// Whether all critics share their output layer.
+        shared_head: bool = false,
+        /// Whether target networks start as the bundle's, where it brings them.
+        carry_targets: bool = true,
+        /// Whether the entropy temperature starts as the bundle's, where it brings one.
+        carry_temperature: bool = true,
+        /// Checkpoint folder of the pretraining whose Adam moments go on; empty for fresh optimisers.
+        carry_optimiser: PathBuf = PathBuf::new(),
         /// Rows of a minibatch.
         batch_size: usize = 256,
         /// Updates per control step.
         utd_ratio: f64 = 1.0,
+        /// Critic steps in an update, each on a minibatch of its own; the actor steps once.
+        critic_steps: usize = 1,
+        /// Rows of the actor's step.
+        actor_batch: ActorBatch = ActorBatch::All,
+        /// Which critics the actor's loss sees.
+        order: Order = Order::Joint,
         /// When updates happen.
         cadence: Cadence = Cadence::Stream,
         /// Length of a burst, and of the first phase that `first_burst_multiplier` multiplies.
@@ -279,6 +409,24 @@ sections! {
         discount: f64 = 0.99,
         /// tau of the target networks.
         target_rate: f64 = 0.005,
+        /// Which target critics bootstrap a member.
+        target_operator: TargetKind = TargetKind::OwnTwinMin,
+        /// Target critics that REDQ draws.
+        redq_subset: usize = 2,
+        /// Whether it may draw one twice.
+        redq_replacement: bool = true,
+        /// Loss of the critics.
+        critic_loss: CriticLoss = CriticLoss::Sac,
+        /// Weight of the CQL penalty.
+        cql_weight: f64 = 5.0,
+        /// Sampled actions of each kind in the CQL penalty.
+        cql_actions: usize = 4,
+        /// Loss of the actors.
+        actor_loss: ActorLoss = ActorLoss::Sac,
+        /// How the critics judge an action of the actor.
+        actor_operator: ActorOperator = ActorOperator::MeanOfTwinMin,
+        /// beta of AWAC.
+        awac_beta: f64 = 2.0,
         /// Adam step size of the actors.
         actor_learning_rate: f64 = 3e-4,
         /// Adam step size of the critics.
@@ -287,30 +435,62 @@ sections! {
         temperature_learning_rate: f64 = 3e-4,
         /// Adam step size of the density-ratio network.
         density_learning_rate: f64 = 3e-4,
+        /// Largest norm of a network's gradient; 0 for none.
+        gradient_clip: f64 = 0.0,
+        /// Whether networks whose turn it is not are stepped with a gradient of 0.
+        zero_gradient_adam: bool = false,
         /// Hidden widths of the density-ratio network.
         density_hidden: Vec<usize> = vec![256, 256],
+        /// What makes its output positive.
+        density_output: OutputActivation = OutputActivation::Relu,
         /// Whether the backup holds the entropy term.
         entropy_backup: bool = true,
         /// Entropy temperature at the start.
         initial_temperature: f64 = 1.0,
+        /// How the temperature is made of its parameter.
+        temperature_form: TemperatureForm = TemperatureForm::Exp,
+        /// The states whose entropy the temperature regulates.
+        temperature_states: TemperatureStates = TemperatureStates::Current,
+        /// Entropy that the temperature regulates to, per action entry.
+        target_entropy: f64 = -1.0,
         /// Clamp of the log standard deviation while fine-tuning.
         log_std: LogStdBounds = LogStdBounds::default(),
         /// Updates between two checkpoints; 0 for none but the last.
         checkpoint_every: u64 = 5000,
+        /// Updates between two diagnoses; 0 for the first and the last only.
+        diagnose_every: u64 = 1000,
     }
 
     /// `[pretrain]`.
     PretrainConfig {
+        /// Method.
+        method: PretrainMethod = PretrainMethod::Cql,
         /// Gradient updates.
         updates: u64 = 4000,
         /// Ensemble size N.
         ensemble_size: usize = 5,
         /// Hidden widths of actors and critics.
         hidden: Vec<usize> = vec![256, 256],
+        /// Layer norm in actors and critics.
+        layer_norm: bool = false,
+        /// Entries of the CQL penalty.
+        cql_entries: CqlEntries = CqlEntries::ImportanceSampled,
         /// Sampled actions of each kind in the CQL penalty.
         cql_actions: usize = 4,
         /// Weight of the CQL penalty.
         cql_weight: f64 = 5.0,
+        /// T of the penalty's log-sum-exp.
+        cql_temperature: f64 = 1.0,
+        /// Lagrange variant: the penalty that its multiplier holds; 0 for a fixed weight.
+        cql_gap: f64 = 0.0,
+        /// Actions at the next state of which the best is backed up.
+        backup_actions: usize = 1,
+        /// Whether the backup holds the entropy term.
+        entropy_backup: bool = false,
+        /// Entropy temperature at the start.
+        initial_temperature: f64 = 1.0,
+        /// Return of cut episodes, for Cal-QL.
+        cut_returns: CutReturns = CutReturns::Plain,
         /// First updates in which the actor imitates the data.
         behaviour_cloning_updates: u64 = 0,
         /// Rows of a minibatch.
@@ -321,5 +501,9 @@ sections! {
         critic_learning_rate: f64 = 3e-4,
         /// Clamp of the log standard deviation.
         log_std: LogStdBounds = LogStdBounds { min: -5.0, max: 2.0 },
+        /// Updates between two checkpoints; 0 for none but the last.
+        checkpoint_every: u64 = 5000,
+        /// Updates between two evaluations; 0 for none.
+        evaluate_every: u64 = 0,
     }
 }

@@ -5,14 +5,21 @@
 //! through bounded channels and are dropped elsewhere. The only thing it waits for is its deadline (in lockstep:
 //! the robot's answer). Faults and reactions are listed in `docs/safety.md`.
 
+/// The channels of the hand-over. `tests/handover_model.rs` puts loom's in this place.
+mod channel {
+    pub(super) use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
+}
+mod outcome;
 mod pacer;
 mod queue;
-mod safety;
 mod swap;
+#[cfg(test)]
+mod swap_tests;
 mod tick;
 
+pub use firmware_bridge::{Limiter, Limits};
+pub use outcome::{Outcome, Range, Rules, Verdict};
 pub use pacer::Pacer;
 pub use queue::{QUEUE_STEPS, StepConsumer, StepProducer, step_queue};
-pub use safety::{Limiter, Limits};
 pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, Unsent, policy_slot};
 pub use tick::{ControlLoop, ControlSettings, Fault};

@@ -1,20 +1,27 @@
-//! Deadlines that keep their phase: next deadline = last deadline + period, whole periods skipped when late.
+//! Absolute deadlines: next deadline = last deadline + period, so that work never moves the phase.
+//!
+//! What happens when a deadline has passed already is a setting. [`Overrun::Skip`] leaves out whole periods and
+//! counts them: the phase stays, and a late tick is never followed by a burst. [`Overrun::AtOnce`] runs the next
+//! tick at once and counts on from there: for robots that set the pace themselves and lose a cycle that is skipped.
 
 use std::time::Duration;
 
 use crate::clock::{Clock, Stamp};
+use crate::config::Overrun;
 
 /// Absolute deadlines on one clock.
 #[derive(Clone, Debug)]
 pub struct Pacer {
     due: Stamp,
     period: Duration,
+    overrun: Overrun,
 }
 
 impl Pacer {
-    /// First deadline at `first`.
-    pub fn new(first: Stamp, period: Duration) -> Self {
-        Self { due: first, period }
+    /// First deadline at `first`. The period counts in whole microseconds, as the robot's does.
+    pub fn new(first: Stamp, period: Duration, overrun: Overrun) -> Self {
+        let period = Duration::from_micros((period.as_micros() as u64).max(1));
+        Self { due: first, period, overrun }
     }
 
     /// Sleeps until the deadline; returns how late the wake-up was.
@@ -23,12 +30,16 @@ impl Pacer {
         clock.now().since(self.due)
     }
 
-    /// Sets the next deadline at `now`; returns how many whole periods were missed and are skipped.
+    /// Sets the next deadline at `now`; returns how many deadlines passed in the meantime.
     pub fn advance(&mut self, now: Stamp) -> u64 {
         self.due = self.due.plus(self.period);
-        let missed = now.since(self.due).as_micros() / self.period.as_micros().max(1);
-        let missed = missed as u64 + u64::from(now > self.due);
-        self.due = self.due.plus(self.period * missed as u32);
+        let late = now.since(self.due).as_micros();
+        // Ending on the deadline is in time.
+        let missed = late.div_ceil(self.period.as_micros()) as u64;
+        self.due = match self.overrun {
+            Overrun::Skip => self.due.plus(self.period * missed as u32),
+            Overrun::AtOnce => self.due.max(now),
+        };
         missed
     }
 }
@@ -40,7 +51,7 @@ mod tests {
     #[test]
     fn phase_is_kept_and_whole_periods_are_skipped() {
         let period = Duration::from_millis(10);
-        let mut pacer = Pacer::new(Stamp(10_000), period);
+        let mut pacer = Pacer::new(Stamp(10_000), period, Overrun::Skip);
         assert_eq!(pacer.advance(Stamp(12_000)), 0);
         assert_eq!(pacer.due, Stamp(20_000));
         assert_eq!(pacer.advance(Stamp(30_000)), 0, "ending on the deadline is in time");
@@ -53,12 +64,55 @@ mod tests {
     #[test]
     fn work_does_not_move_the_phase() {
         let clock = Clock::lockstep();
-        let mut pacer = Pacer::new(Stamp(1000), Duration::from_millis(1));
+        let mut pacer = Pacer::new(Stamp(1000), Duration::from_millis(1), Overrun::Skip);
         for _ in 0..1000 {
             assert_eq!(pacer.wait(&clock), Duration::ZERO);
             clock.advance(Duration::from_micros(700));
             assert_eq!(pacer.advance(clock.now()), 0);
         }
         assert_eq!(pacer.due, Stamp(1_001_000));
+    }
+
+    /// Deadlines of the next ticks when each tick takes the given time.
+    fn deadlines(overrun: Overrun, work_us: &[u64]) -> (Vec<u64>, Vec<u64>) {
+        let clock = Clock::lockstep();
+        let mut pacer = Pacer::new(Stamp(10_000), Duration::from_millis(10), overrun);
+        let (mut starts, mut missed) = (Vec::new(), Vec::new());
+        for work in work_us {
+            pacer.wait(&clock);
+            starts.push(clock.now().0);
+            clock.advance(Duration::from_micros(*work));
+            missed.push(pacer.advance(clock.now()));
+        }
+        pacer.wait(&clock);
+        starts.push(clock.now().0);
+        (starts, missed)
+    }
+
+    // The cases in which the sleeping policies of ros2_control differ: in time, exactly one period, a little over
+    // one, exactly two, and several; each followed by a short tick that shows whether the phase was kept.
+    const WORK_US: [u64; 9] = [3_000, 10_000, 1_000, 10_001, 1_000, 20_000, 1_000, 34_567, 1_000];
+
+    #[test]
+    fn skipping_keeps_the_phase_and_never_bursts() {
+        let (starts, missed) = deadlines(Overrun::Skip, &WORK_US);
+        assert_eq!(missed, [0, 0, 0, 1, 0, 1, 0, 3, 0]);
+        assert_eq!(
+            starts,
+            [10_000, 20_000, 30_000, 40_000, 60_000, 70_000, 90_000, 100_000, 140_000, 150_000],
+            "every start lies on the grid of the first deadline"
+        );
+        assert!(starts.windows(2).all(|w| w[1] - w[0] >= 10_000), "no tick follows the one before too soon");
+    }
+
+    #[test]
+    fn running_at_once_loses_no_time_and_never_bursts() {
+        let (starts, missed) = deadlines(Overrun::AtOnce, &WORK_US);
+        assert_eq!(missed, [0, 0, 0, 1, 0, 1, 0, 3, 0]);
+        assert_eq!(
+            starts,
+            [10_000, 20_000, 30_000, 40_000, 50_001, 60_001, 80_001, 90_001, 124_568, 134_568],
+            "a late tick is followed at once, the one after it a period later"
+        );
     }
 }

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
-
+use super::channel::{Receiver, SendTimeoutError, Sender, bounded};
+use crate::clock::precise;
 use crate::policy::{PolicyBackend, PolicyOutput};
 
 /// A checked and warmed-up policy.
@@ -34,6 +34,15 @@ pub enum Swapped {
     RolledBack,
     /// The offer failed its run on the present observation, or there is nothing to go back to.
     Refused,
+}
+
+/// Time that a request took on the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct SwapCost {
+    /// Taking it out of the channel, exchanging pointers, handing back the oldest policy.
+    pub exchange: Duration,
+    /// The first run of a new policy on the present observation.
+    pub first_run: Duration,
 }
 
 /// The loop's end: the policy in use and the one before.
@@ -79,34 +88,62 @@ impl PolicySlot {
         self.current.generation
     }
 
-    /// Between two ticks: takes a waiting request. A new policy is run once on `observation` first, which also
-    /// brings its weights into this core's cache.
-    pub fn poll(&mut self, observation: &[f32], scratch: &mut PolicyOutput) -> Option<Swapped> {
+    /// Between two ticks: takes a waiting request, and says what it cost this thread. A new policy is run once on
+    /// `observation` first, which also brings its weights into this core's cache; one of another shape, or whose
+    /// answer is not finite, is handed back.
+    pub fn poll(&mut self, observation: &[f32], scratch: &mut PolicyOutput) -> Option<(Swapped, SwapCost)> {
         if self.retired.is_full() {
             return None;
         }
-        match self.requests.try_recv().ok()? {
-            SwapRequest::RollBack => {
-                let Some(mut previous) = self.previous.take() else {
-                    return Some(Swapped::Refused);
-                };
-                std::mem::swap(&mut previous, &mut self.current);
-                self.previous = Some(previous);
-                Some(Swapped::RolledBack)
+        let begin = precise();
+        let request = self.requests.try_recv().ok()?;
+        let taken = precise();
+        let (usable, tried) = match request {
+            SwapRequest::RollBack => (None, taken),
+            SwapRequest::Offer(offer) => (Some(self.try_out(offer, observation, scratch)), precise()),
+        };
+        let swapped = match usable {
+            None => self.roll_back(),
+            Some(Ok(offer)) => self.take_over(offer),
+            Some(Err(offer)) => {
+                self.retire(offer);
+                Swapped::Refused
             }
-            SwapRequest::Offer(mut offer) => {
-                let usable = offer.policy.infer(observation, scratch).is_ok()
-                    && scratch.mean[..scratch.action_dim].iter().all(|m| m.is_finite());
-                if !usable {
-                    self.retire(offer);
-                    return Some(Swapped::Refused);
-                }
-                let old = std::mem::replace(&mut self.current, offer);
-                if let Some(oldest) = self.previous.replace(old) {
-                    self.retire(oldest);
-                }
-                Some(Swapped::Taken)
-            }
+        };
+        Some((
+            swapped,
+            SwapCost {
+                exchange: precise().saturating_sub(tried) + taken.saturating_sub(begin),
+                first_run: tried.saturating_sub(taken),
+            },
+        ))
+    }
+
+    fn roll_back(&mut self) -> Swapped {
+        let Some(mut previous) = self.previous.take() else {
+            return Swapped::Refused;
+        };
+        std::mem::swap(&mut previous, &mut self.current);
+        self.previous = Some(previous);
+        Swapped::RolledBack
+    }
+
+    fn take_over(&mut self, offer: Offer) -> Swapped {
+        let old = std::mem::replace(&mut self.current, offer);
+        if let Some(oldest) = self.previous.replace(old) {
+            self.retire(oldest);
+        }
+        Swapped::Taken
+    }
+
+    /// The offer back, as usable or not.
+    fn try_out(&self, mut offer: Offer, observation: &[f32], scratch: &mut PolicyOutput) -> Result<Offer, Offer> {
+        let fits = offer.policy.action_dim() == self.current.policy.action_dim();
+        let answers = fits && offer.policy.infer(observation, scratch).is_ok();
+        if answers && scratch.mean().iter().chain(scratch.std()).all(|value| value.is_finite()) {
+            Ok(offer)
+        } else {
+            Err(offer)
         }
     }
 
@@ -136,70 +173,5 @@ impl PolicyHandover {
             SendTimeoutError::Timeout(_) => Unsent::Busy,
             SendTimeoutError::Disconnected(_) => Unsent::Ended,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::PolicyError;
-
-    struct Constant(f32);
-
-    impl PolicyBackend for Constant {
-        fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
-            out.action_dim = 1;
-            out.mean[0] = self.0;
-            Ok(())
-        }
-
-        fn engine(&self) -> &'static str {
-            "constant"
-        }
-
-        fn observation_dim(&self) -> usize {
-            1
-        }
-
-        fn action_dim(&self) -> usize {
-            1
-        }
-    }
-
-    fn offer(generation: u32, value: f32) -> Offer {
-        Offer { policy: Box::new(Constant(value)), generation }
-    }
-
-    fn send(handover: &PolicyHandover, request: SwapRequest) {
-        assert!(handover.send(request, Duration::ZERO).is_ok());
-    }
-
-    #[test]
-    fn swaps_roll_back_and_never_mix_generations() {
-        let (mut slot, handover) = policy_slot(offer(0, 0.0));
-        let mut out = PolicyOutput::default();
-        assert_eq!(slot.poll(&[0.0], &mut out), None);
-        for generation in 1..100 {
-            send(&handover, SwapRequest::Offer(offer(generation, generation as f32)));
-            assert_eq!(slot.poll(&[0.0], &mut out), Some(Swapped::Taken));
-            assert!(slot.policy().infer(&[0.0], &mut out).is_ok());
-            assert_eq!((slot.generation(), out.mean[0]), (generation, generation as f32));
-        }
-        send(&handover, SwapRequest::RollBack);
-        assert_eq!(slot.poll(&[0.0], &mut out), Some(Swapped::RolledBack));
-        assert_eq!(slot.generation(), 98);
-        send(&handover, SwapRequest::RollBack);
-        assert_eq!(slot.poll(&[0.0], &mut out), Some(Swapped::RolledBack));
-        assert_eq!(slot.generation(), 99);
-    }
-
-    #[test]
-    fn a_policy_that_answers_nan_is_handed_back() {
-        let (mut slot, handover) = policy_slot(offer(0, 0.0));
-        send(&handover, SwapRequest::Offer(offer(1, f32::NAN)));
-        assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()), Some(Swapped::Refused));
-        assert_eq!(slot.generation(), 0);
-        send(&handover, SwapRequest::RollBack);
-        assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()), Some(Swapped::Refused));
     }
 }

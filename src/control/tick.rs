@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use firmware_bridge::{DriveState, MAX_ACTION};
+use firmware_bridge::{DriveState, Limited, Limiter, Limits, MAX_ACTION};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::outcome::{Outcome, Rules};
 use super::queue::StepProducer;
-use super::safety::{Limited, Limiter, Limits};
 use super::swap::{PolicySlot, Swapped};
 use crate::clock::{Clock, Stamp};
 use crate::config::Exploration;
 use crate::policy::PolicyOutput;
 use crate::robot::{Observed, Robot, RobotError};
 use crate::spaces::{StepFlags, StepRecord};
-use crate::telemetry::ControlCounters;
+use crate::telemetry::{ControlCounters, RobotSummary};
 
 /// Settings of a control loop.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct ControlSettings {
     pub exploration: Exploration,
     /// Limits of every action.
     pub limits: Limits,
+    /// When an episode is a success or a failure, and what a step is worth.
+    pub rules: Rules,
     /// Ticks without a fresh observation before the action is held at zero.
     pub stale_steps: u32,
     /// Ticks without a fresh observation before the robot is stopped.
@@ -68,6 +70,18 @@ pub enum Fault {
         /// Ticks waited.
         ticks: u32,
     },
+    /// The robot sends something that is not a finite number.
+    #[error("the robot's {what} is not a finite number; look at its sensors, then start again")]
+    NotFinite {
+        /// What it is.
+        what: &'static str,
+    },
+    /// The drive is disarmed although nobody here asked for it.
+    #[error(
+        "the robot's drive was disarmed during an episode: its microcontroller has restarted, or another host has \
+         taken it; check its power, then start again"
+    )]
+    Restarted,
     /// The policy failed; the action before was not repeated.
     #[error("the policy failed on a fresh observation")]
     Policy,
@@ -190,11 +204,13 @@ impl ControlLoop {
     ///
     /// # Errors
     /// The fault for which the robot has to be stopped; the caller calls [`ControlLoop::stop`].
+    #[cfg_attr(feature = "rtsan", rtsan_standalone::nonblocking)]
     pub fn tick(&mut self) -> Result<(), Fault> {
         let before = (self.observed.episode, self.observed.tick);
         let fresh = self.robot.robot.observe(&mut self.observed)?;
-        if fresh && self.observed.drive == DriveState::Fault {
-            return Err(Fault::Drive { bits: self.observed.faults.0 });
+        self.count_link();
+        if fresh {
+            self.accept()?;
         }
         let advanced = fresh && before != (self.observed.episode, self.observed.tick);
         match self.phase {
@@ -237,11 +253,36 @@ impl ControlLoop {
         self.settings.start_seed.wrapping_add(u64::from(self.episode))
     }
 
+    /// Whether a fresh state may be acted on.
+    fn accept(&mut self) -> Result<(), Fault> {
+        let observed = &mut self.observed;
+        match observed.drive {
+            DriveState::Fault => return Err(Fault::Drive { bits: observed.faults.0 }),
+            DriveState::Disarmed if self.phase == Phase::Running => return Err(Fault::Restarted),
+            _ => {}
+        }
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        for (what, is_finite) in [
+            ("observation", finite(&observed.observation)),
+            ("applied action", finite(&observed.applied)),
+            ("reward", !observed.reward_valid || observed.reward.is_finite()),
+        ] {
+            if !is_finite {
+                return Err(Fault::NotFinite { what });
+            }
+        }
+        // Arithmetic with subnormal numbers can take a hundred times as long.
+        observed.observation.iter_mut().filter(|value| value.is_subnormal()).for_each(|value| *value = 0.0);
+        Ok(())
+    }
+
     fn await_start(&mut self) -> Result<(), Fault> {
-        if self.observed.episode == self.episode && self.observed.tick == 0 {
+        let arrived = !self.observed.observation.is_empty();
+        if arrived && self.observed.episode == self.episode && self.observed.tick == 0 {
             self.phase = Phase::Running;
             self.without_fresh = 0;
             self.limiter.reset();
+            self.settings.rules.reset();
             return self.act();
         }
         self.without_fresh += 1;
@@ -254,14 +295,17 @@ impl ControlLoop {
     /// The step that started at the observation before has ended in this one: it becomes a record with the
     /// action and reward that the robot reports. Ends the episode where the task or the time limit does.
     fn close_step(&mut self) {
-        let observed = &self.observed;
-        let over = observed.terminated || observed.tick >= self.settings.max_steps;
+        let (observed, rules) = (&self.observed, &mut self.settings.rules);
+        let outcome = if observed.terminated { None } else { rules.judge(&observed.observation) };
+        let terminated = observed.terminated || outcome.is_some();
+        let over = terminated || observed.tick >= self.settings.max_steps;
         if let Some(mut step) = self.pending.take() {
-            if observed.tick == step.step + 1 && observed.reward_valid {
+            let reward = rules.reward(observed.reward_valid.then_some(observed.reward), outcome);
+            if let Some(reward) = reward.filter(|_| observed.tick == step.step + 1) {
                 step.action.clear();
                 let _ = step.action.extend_from_slice(&observed.applied);
-                step.reward = observed.reward;
-                if observed.terminated {
+                step.reward = reward;
+                if terminated {
                     step.flags.insert(StepFlags::TERMINATED);
                 } else if over {
                     step.flags.insert(StepFlags::TRUNCATED);
@@ -274,6 +318,11 @@ impl ControlLoop {
                 self.gap = true;
             }
             self.push(step);
+        }
+        match outcome {
+            Some(Outcome::Success) => ControlCounters::count(&self.counters.successes),
+            Some(Outcome::Failure) => ControlCounters::count(&self.counters.failures),
+            None => {}
         }
         if over {
             let mut last = self.record();
@@ -331,16 +380,40 @@ impl ControlLoop {
         Ok(())
     }
 
+    /// What both ends of the link counted, for whoever asks.
+    fn count_link(&self) {
+        let (link, robot) = (self.robot.robot.counters(), self.observed.counters);
+        let clock = self.robot.robot.clock_estimate().unwrap_or_default();
+        self.counters.robot.store(RobotSummary {
+            sent: link.sent,
+            send_dropped: link.send_dropped,
+            received: link.received,
+            crc_errors: link.crc_errors,
+            malformed: link.malformed,
+            sequence_gaps: link.sequence_gaps,
+            robot_crc_errors: robot.crc_errors.into(),
+            robot_sequence_gaps: robot.sequence_gaps.into(),
+            robot_late_commands: robot.late_commands.into(),
+            robot_rejected_commands: robot.rejected_commands.into(),
+            robot_overruns: robot.overruns.into(),
+            clock_offset_us: clock.offset_us as i64,
+            clock_drift_ppb: (clock.drift_ppm * 1e3) as i64,
+            clock_uncertainty_us: clock.uncertainty_us,
+            clock_exchanges: clock.exchanges,
+        });
+    }
+
     fn take_policy(&mut self) {
         if self.observed.observation.is_empty() {
             return;
         }
-        match self.slot.poll(&self.observed.observation, &mut self.output) {
-            None => return,
-            Some(Swapped::Taken) => ControlCounters::count(&self.counters.swaps),
-            Some(Swapped::RolledBack) => ControlCounters::count(&self.counters.rollbacks),
-            Some(Swapped::Refused) => ControlCounters::count(&self.counters.refused_policies),
-        }
+        let Some((swapped, cost)) = self.slot.poll(&self.observed.observation, &mut self.output) else { return };
+        self.counters.swap(cost.exchange, cost.first_run);
+        ControlCounters::count(match swapped {
+            Swapped::Taken => &self.counters.swaps,
+            Swapped::RolledBack => &self.counters.rollbacks,
+            Swapped::Refused => &self.counters.refused_policies,
+        });
         self.counters.generation.store(u64::from(self.slot.generation()), Relaxed);
     }
 

@@ -8,4 +8,4 @@ mod dataset;
 mod npz;
 
 pub use dataset::{Dataset, DatasetProblem};
-pub use npz::{ArrayProblem, EpisodeError, read_npz, write_npz};
+pub use npz::{ArrayProblem, Column, EpisodeError, Numbers, read_npz, write_columns, write_npz};

@@ -119,33 +119,94 @@ fn close_last_episode(data: &mut Dataset) {
     }
 }
 
+/// One array of an `.npz` file, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'a> {
+    name: &'static str,
+    width: Option<u64>,
+    numbers: Numbers<'a>,
+}
+
+impl<'a> Column<'a> {
+    /// With one axis.
+    pub fn flat(name: &'static str, numbers: Numbers<'a>) -> Self {
+        Self { name, width: None, numbers }
+    }
+
+    /// With rows of `width` numbers.
+    pub fn rows(name: &'static str, width: usize, numbers: Numbers<'a>) -> Self {
+        Self { name, width: Some(width as u64), numbers }
+    }
+
+    fn shape(&self) -> Vec<u64> {
+        let length = match self.numbers {
+            Numbers::F32(values) => values.len(),
+            Numbers::F64(values) => values.len(),
+            Numbers::I64(values) => values.len(),
+            Numbers::Bool(values) => values.len(),
+        } as u64;
+        self.width.map_or(vec![length], |width| vec![length / width.max(1), width])
+    }
+}
+
+/// Content of a [`Column`].
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// `float32`.
+    F32(&'a [f32]),
+    /// `float64`.
+    F64(&'a [f64]),
+    /// `int64`.
+    I64(&'a [i64]),
+    /// `bool`.
+    Bool(&'a [bool]),
+}
+
 /// Writes a data set; at every moment `path` holds either the old file or the whole new one.
 ///
 /// # Errors
 /// When the data set contradicts itself or the file cannot be written.
 pub fn write_npz(path: &Path, data: &Dataset) -> Result<(), EpisodeError> {
     data.check().map_err(|problem| EpisodeError::Content { path: path.to_owned(), problem })?;
+    let ends: Vec<i64> = data.episode_ends.iter().map(|e| *e as i64).collect();
+    let mut columns = vec![
+        Column::rows("observations", data.observation_dim, Numbers::F32(&data.observations)),
+        Column::rows("actions", data.action_dim, Numbers::F32(&data.actions)),
+        Column::flat("rewards", Numbers::F32(&data.rewards)),
+        Column::flat("terminals", Numbers::Bool(&data.terminated)),
+        Column::flat("timeouts", Numbers::Bool(&data.truncated)),
+        Column::flat("episode_ends", Numbers::I64(&ends)),
+    ];
+    if !data.final_observations.is_empty() {
+        let numbers = Numbers::F32(&data.final_observations);
+        columns.push(Column::rows("final_observations", data.observation_dim, numbers));
+    }
+    write_columns(path, &columns)
+}
+
+/// Writes arrays; at every moment `path` holds either the old file or the whole new one.
+///
+/// # Errors
+/// When the file cannot be written, or rows do not have their width.
+pub fn write_columns(path: &Path, columns: &[Column<'_>]) -> Result<(), EpisodeError> {
     let unnamed = path.with_extension("npz.new");
-    write_arrays(&unnamed, data).and_then(|()| fs::rename(&unnamed, path)).map_err(|source| {
+    write_file(&unnamed, columns).and_then(|()| fs::rename(&unnamed, path)).map_err(|source| {
         let _ = fs::remove_file(&unnamed);
         EpisodeError::Io { action: "write", path: path.to_owned(), source }
     })
 }
 
-fn write_arrays(path: &Path, data: &Dataset) -> io::Result<()> {
+fn write_file(path: &Path, columns: &[Column<'_>]) -> io::Result<()> {
     let file = File::create(path)?;
     let mut npz = NpzWriter::new(BufWriter::new(&file));
-    let (steps, episodes) = (data.steps() as u64, data.episode_ends.len() as u64);
-    let (observation_dim, action_dim) = (data.observation_dim as u64, data.action_dim as u64);
-    write_array(&mut npz, "observations", &[steps, observation_dim], &data.observations)?;
-    write_array(&mut npz, "actions", &[steps, action_dim], &data.actions)?;
-    write_array(&mut npz, "rewards", &[steps], &data.rewards)?;
-    write_array(&mut npz, "terminals", &[steps], &data.terminated)?;
-    write_array(&mut npz, "timeouts", &[steps], &data.truncated)?;
-    let ends: Vec<i64> = data.episode_ends.iter().map(|e| *e as i64).collect();
-    write_array(&mut npz, "episode_ends", &[episodes], &ends)?;
-    if !data.final_observations.is_empty() {
-        write_array(&mut npz, "final_observations", &[episodes, observation_dim], &data.final_observations)?;
+    for column in columns {
+        let (name, shape) = (column.name, column.shape());
+        match column.numbers {
+            Numbers::F32(values) => write_array(&mut npz, name, &shape, values),
+            Numbers::F64(values) => write_array(&mut npz, name, &shape, values),
+            Numbers::I64(values) => write_array(&mut npz, name, &shape, values),
+            Numbers::Bool(values) => write_array(&mut npz, name, &shape, values),
+        }?;
     }
     npz.zip_writer().finish().map_err(io::Error::other)?.flush()?;
     file.sync_all()

@@ -34,10 +34,13 @@ pub(super) struct Batch {
     pub(super) terminated: Tensor,
     /// `(B, observation)`.
     pub(super) next_observation: Tensor,
+    /// `(B)`: the return that followed, minus infinity where none is known. Only for Cal-QL.
+    pub(super) lower_bound: Option<Tensor>,
 }
 
 impl Batch {
-    pub(super) fn upload(host: &Minibatch, dims: Dims, device: &Device) -> Result<Self> {
+    /// `lower_bound`: as in the field.
+    pub(super) fn upload(host: &Minibatch, lower_bound: Option<Vec<f32>>, dims: Dims, device: &Device) -> Result<Self> {
         let rows = host.rows;
         let observation = Tensor::from_slice(&host.observation, (rows, dims.observation), device)?;
         let action = Tensor::from_slice(&host.action, (rows, dims.action), device)?;
@@ -48,6 +51,21 @@ impl Batch {
             reward: Tensor::from_slice(&host.reward, rows, device)?,
             terminated: Tensor::from_slice(&host.terminated, rows, device)?,
             next_observation: Tensor::from_slice(&host.next_observation, (rows, dims.observation), device)?,
+            lower_bound: lower_bound.map(|bound| Tensor::from_vec(bound, rows, device)).transpose()?,
+        })
+    }
+
+    /// All rows of `batches`, without lower bounds.
+    pub(super) fn cat(batches: &[Self]) -> Result<Self> {
+        let join = |column: fn(&Self) -> &Tensor| Tensor::cat(&batches.iter().map(column).collect::<Vec<_>>(), 0);
+        Ok(Self {
+            observation: join(|b| &b.observation)?,
+            state_action: join(|b| &b.state_action)?,
+            action: join(|b| &b.action)?,
+            reward: join(|b| &b.reward)?,
+            terminated: join(|b| &b.terminated)?,
+            next_observation: join(|b| &b.next_observation)?,
+            lower_bound: None,
         })
     }
 }

@@ -13,13 +13,8 @@ use super::streams::stream;
 use crate::config::{LearnerConfig, ReplayConfig};
 use crate::nn::{Adam, AdamSettings, Init, Stack};
 use crate::replay::{Replay, ReplayError};
-use crate::rl::density_ratio::{OutputActivation, js_estimate, loss, priorities, ratio};
+use crate::rl::density_ratio::{OutputActivation, js_estimate, loss, output_of_one, priorities, ratio};
 use crate::spaces::{Minibatch, Source};
-
-/// Output of the network as published; a ratio of exactly 0 ends at the smallest priority.
-const ACTIVATION: OutputActivation = OutputActivation::Relu;
-/// Bias of the last layer at the start: ratio one, so all data count the same.
-const FIRST_RATIO: f32 = 1.0;
 
 pub(super) struct Density {
     pub(super) network: Stack,
@@ -28,6 +23,7 @@ pub(super) struct Density {
     pub(super) offline_rng: ChaCha8Rng,
     online: Minibatch,
     offline: Minibatch,
+    activation: OutputActivation,
     temperature: f64,
     min: f32,
     max: f32,
@@ -51,7 +47,8 @@ impl Density {
         let mut widths = vec![dims.observation + dims.action];
         widths.extend(&config.density_hidden);
         widths.push(1);
-        let init = Init { last_bias: Some(FIRST_RATIO), layer_norm: false };
+        // Ratio one at the start, so that all data count the same.
+        let init = Init { last_bias: Some(output_of_one(config.density_output)), layer_norm: false };
         let network = Stack::random(1, &widths, init, &mut stream(seed, "learner density weights"), device)?;
         Self::around(network, config, replay, seed)
     }
@@ -66,6 +63,7 @@ impl Density {
             offline_rng: stream(seed, "learner density offline"),
             online: Minibatch::default(),
             offline: Minibatch::default(),
+            activation: config.density_output,
             temperature: replay.priority_temperature,
             min: replay.priority_min,
             max: replay.priority_max,
@@ -84,11 +82,11 @@ impl Density {
         let online = upload_state_action(&self.online, dims, device)?;
         let offline = upload_state_action(&self.offline, dims, device)?;
         let ratios =
-            ratio(&self.network.forward(&Tensor::cat(&[&online, &offline], 0)?)?, ACTIVATION)?.flatten_all()?;
+            ratio(&self.network.forward(&Tensor::cat(&[&online, &offline], 0)?)?, self.activation)?.flatten_all()?;
         let (count, others) = (online.dim(0)?, offline.dim(0)?);
         let offline_ratios = ratios.narrow(0, count, others)?;
         let loss = loss(&ratios.narrow(0, 0, count)?, &offline_ratios)?;
-        let minibatch = ratio(&self.network.forward_detached(state_action)?, ACTIVATION)?.flatten_all()?;
+        let minibatch = ratio(&self.network.forward_detached(state_action)?, self.activation)?.flatten_all()?;
         let priorities = priorities(&minibatch, &offline_ratios.detach(), self.temperature, self.min, self.max)?;
         let metrics = self.metrics(loss.to_scalar()?, &minibatch.to_vec1()?, &priorities);
         Ok(Evaluation { gradients: loss.backward()?, priorities, metrics })

@@ -5,6 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::clock;
+use crate::replay::Replay;
+use crate::spaces::{Minibatch, Source};
+
+/// Classes of [`UpdateMetrics::age_shares`].
+pub(super) const AGES: usize = 5;
 
 /// Numbers of one update, all taken before its optimiser steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -25,8 +30,19 @@ pub struct UpdateMetrics {
     pub target_mean: f32,
     /// Share of the ensemble policy's variance that the members' disagreement makes up, `[0, 1]`.
     pub disagreement_share: f32,
-    /// Share of offline rows in the minibatch, `[0, 1]`.
+    /// Share of the sampled action entries beyond a magnitude of 0.99, `[0, 1]`.
+    pub action_saturation: f32,
+    /// Mean over the critics of the weighted conservative penalty; 0 without one.
+    pub penalty: f32,
+    /// Mean `|Q - y|` of the offline rows; `None` when there are none.
+    pub td_error_offline: Option<f32>,
+    /// Mean `|Q - y|` of the online rows.
+    pub td_error_online: Option<f32>,
+    /// Share of offline rows in the minibatches, `[0, 1]`.
     pub offline_share: f32,
+    /// How old the online rows are: shares of them that were recorded within the last 100, 1000, 10,000 and 100,000
+    /// steps, and before. All 0 without online rows.
+    pub age_shares: [f32; AGES],
     /// What the density-ratio network reports; `None` with a sampler that has no use for it.
     pub density: Option<DensityMetrics>,
 }
@@ -44,6 +60,19 @@ pub struct DensityMetrics {
     pub clipped_low_share: f32,
     /// Share of new priorities at the upper bound.
     pub clipped_high_share: f32,
+}
+
+/// Shares of the online rows by age.
+pub(super) fn ages(minibatches: &[Minibatch], replay: &Replay) -> [f32; AGES] {
+    let mut counts = [0.0f32; AGES];
+    for minibatch in minibatches {
+        for (leaf, _) in minibatch.leaf.iter().zip(&minibatch.source).filter(|(_, s)| **s == Source::Online) {
+            let decade = replay.online_age(*leaf).max(1).ilog10() as usize;
+            counts[decade.saturating_sub(1).min(AGES - 1)] += 1.0;
+        }
+    }
+    let total: f32 = counts.iter().sum();
+    counts.map(|count| count / total.max(1.0))
 }
 
 /// Processor time of the learner's thread by part of an update, summed since the learner was built.

@@ -4,26 +4,35 @@
 //! [`pretrain`] makes a first ensemble out of recorded data. All of it is plain code on the caller's thread (the
 //! runtime's learner thread); nothing here spawns, talks to a robot or knows what a policy is used for.
 //!
-//! Method: Off2OnRL (balanced replay and pessimistic Q-ensemble) as in its published code; equations are named at
-//! the functions of [`crate::rl`].
+//! Method: Off2OnRL (balanced replay and pessimistic Q-ensemble) as in its published code, and by independent switches
+//! (`[learner]`, presets in `config/method`) WSRL, RLPD, Cal-QL and the baselines; equations are named at the functions
+//! of [`crate::rl`].
 //!
-//! Invariants: every loss of an update uses the parameters from before its first step; equal seed, data, build and
-//! device give equal bytes for any number of threads; the replay is locked only to draw and to write priorities.
+//! Invariants: equal seed, data, build and device give equal bytes for any number of threads; the replay is locked only
+//! to draw and to write priorities.
 
+mod actors;
+mod advice;
 mod batch;
 pub mod checkpoint;
+mod critics;
 mod density;
+mod diagnosis;
 mod metrics;
 mod networks;
 mod persist;
 pub mod pretrain;
+mod returns;
 pub mod schedule;
+mod start;
 mod streams;
 mod tensors;
 mod update;
 
+pub use advice::{Advice, advise};
 pub use batch::Dims;
 pub use checkpoint::CheckpointError;
+pub use diagnosis::Diagnosis;
 pub use metrics::{DensityMetrics, Timings, UpdateMetrics};
 pub use schedule::Schedule;
 pub use streams::stream;
@@ -50,6 +59,14 @@ pub enum LearnerError {
     NotANumber {
         /// Which network.
         network: &'static str,
+    },
+    /// A setting does not fit the networks.
+    #[error("{key}: {reason}")]
+    Setting {
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong and what to do.
+        reason: String,
     },
     /// The configured device is not there.
     #[error(

@@ -1,11 +1,13 @@
 //! The learner's networks and optimisers, and whether given weights make a learner.
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Result as TensorResult, Tensor, Var};
 
 use super::LearnerError;
+use super::actors::ActorPass;
 use super::batch::Dims;
-use crate::config::{DeviceKind, LearnerConfig};
-use crate::nn::{Adam, AdamSettings, EnsembleWeights, Stack, StackWeights, polyak};
+use crate::config::{DeviceKind, LearnerConfig, TemperatureForm};
+use crate::nn::{Adam, AdamSettings, AdamState, EnsembleWeights, Stack, StackWeights, pointwise, polyak};
 
 /// Everything that learns or follows, but the density network.
 pub(super) struct Networks {
@@ -14,8 +16,9 @@ pub(super) struct Networks {
     pub(super) critic2: Stack,
     pub(super) target1: Stack,
     pub(super) target2: Stack,
-    /// `ln alpha`, a scalar.
-    pub(super) log_alpha: Var,
+    /// What the entropy temperature is made of, a scalar.
+    pub(super) temperature_parameter: Var,
+    pub(super) temperature_form: TemperatureForm,
 }
 
 pub(super) struct Optimisers {
@@ -26,8 +29,13 @@ pub(super) struct Optimisers {
 }
 
 impl Networks {
-    /// Missing targets are copies of the critics, a missing temperature is the configured one.
-    pub(super) fn new(weights: &EnsembleWeights, config: &LearnerConfig, device: &Device) -> TensorResult<Self> {
+    /// Missing targets are copies of the critics; the temperature is that of its parameter.
+    pub(super) fn new(
+        weights: &EnsembleWeights,
+        temperature_parameter: f32,
+        config: &LearnerConfig,
+        device: &Device,
+    ) -> TensorResult<Self> {
         let stack =
             |weights| Ok::<_, candle_core::Error>(Stack::from_weights(weights, device)?.with_threads(config.threads));
         let targets = weights.targets.as_ref();
@@ -37,13 +45,18 @@ impl Networks {
             critic2: stack(&weights.critic2)?,
             target1: stack(targets.map_or(&weights.critic1, |t| &t.0))?,
             target2: stack(targets.map_or(&weights.critic2, |t| &t.1))?,
-            log_alpha: Var::new(weights.log_alpha.unwrap_or(config.initial_temperature.ln() as f32), device)?,
+            temperature_parameter: Var::new(temperature_parameter, device)?,
+            temperature_form: config.temperature_form,
         })
     }
 
     /// `alpha`, a scalar without gradient.
     pub(super) fn temperature(&self) -> TensorResult<Tensor> {
-        self.log_alpha.as_detached_tensor().exp()
+        let parameter = self.temperature_parameter.as_detached_tensor();
+        match self.temperature_form {
+            TemperatureForm::Exp => parameter.exp(),
+            TemperatureForm::Softplus => pointwise::softplus(&parameter),
+        }
     }
 
     /// Moves the targets towards the critics.
@@ -61,9 +74,74 @@ impl Optimisers {
             actor: adam(networks.actor.vars(), config.actor_learning_rate)?,
             critic1: adam(networks.critic1.vars(), config.critic_learning_rate)?,
             critic2: adam(networks.critic2.vars(), config.critic_learning_rate)?,
-            temperature: adam(vec![networks.log_alpha.clone()], config.temperature_learning_rate)?,
+            temperature: adam(vec![networks.temperature_parameter.clone()], config.temperature_learning_rate)?,
         })
     }
+}
+
+impl Optimisers {
+    pub(super) fn step_critics(
+        &mut self,
+        networks: &Networks,
+        mut gradients: GradStore,
+        config: &LearnerConfig,
+    ) -> TensorResult<()> {
+        let critics = [&networks.critic1, &networks.critic2];
+        if config.shared_head {
+            Stack::share_last_layer(&critics, &mut gradients)?;
+        }
+        if config.gradient_clip > 0.0 {
+            critics.iter().try_for_each(|critic| critic.limit_norm(&mut gradients, config.gradient_clip))?;
+        }
+        self.critic1.step(&gradients)?;
+        self.critic2.step(&gradients)
+    }
+
+    pub(super) fn step_actors(
+        &mut self,
+        networks: &Networks,
+        mut pass: ActorPass,
+        config: &LearnerConfig,
+    ) -> TensorResult<()> {
+        if config.gradient_clip > 0.0 {
+            networks.actor.limit_norm(&mut pass.actor_gradients, config.gradient_clip)?;
+        }
+        self.temperature.step(&pass.temperature_gradients)?;
+        self.actor.step(&pass.actor_gradients)
+    }
+
+    /// Takes over the states of actors and twins.
+    pub(super) fn carry(&mut self, [actor, critic1, critic2]: &[AdamState; 3]) -> TensorResult<()> {
+        self.actor.restore(actor)?;
+        self.critic1.restore(critic1)?;
+        self.critic2.restore(critic2)
+    }
+
+    /// Steps actors and temperature with gradients of 0.
+    pub(super) fn actors_idle(&mut self) -> TensorResult<()> {
+        self.temperature.step_idle()?;
+        self.actor.step_idle()
+    }
+
+    /// Steps the critics with gradients of 0.
+    pub(super) fn critics_idle(&mut self) -> TensorResult<()> {
+        self.critic1.step_idle()?;
+        self.critic2.step_idle()
+    }
+}
+
+/// Parameter of the temperature at the start: that of the weights, or the configured one.
+pub(super) fn temperature_parameter(weights: &EnsembleWeights, config: &LearnerConfig) -> f32 {
+    let log_alpha = weights.log_alpha.map_or_else(|| config.initial_temperature.ln(), f64::from);
+    let parameter = match config.temperature_form {
+        TemperatureForm::Exp => log_alpha,
+        // The inverse of softplus, ln(e^alpha - 1), without overflow.
+        TemperatureForm::Softplus => {
+            let alpha = log_alpha.exp();
+            alpha + (-(-alpha).exp_m1()).ln()
+        }
+    };
+    parameter as f32
 }
 
 /// The tensor library's device.
@@ -74,7 +152,7 @@ pub(super) fn device(kind: DeviceKind) -> Result<Device, LearnerError> {
     }
 }
 
-/// Whether the networks fit each other and `dims`, and hold only numbers.
+/// Whether the networks fit each other and `dims`, and hold only numbers. One actor may have any number of twins.
 pub(super) fn check(weights: &EnsembleWeights, dims: Dims) -> Result<(), LearnerError> {
     let (actor, input) = (&weights.actor.stack, dims.observation + dims.action);
     let mut stacks = vec![
@@ -86,9 +164,10 @@ pub(super) fn check(weights: &EnsembleWeights, dims: Dims) -> Result<(), Learner
         stacks.push(("target1", target1, widths(&weights.critic1)));
         stacks.push(("target2", target2, widths(&weights.critic2)));
     }
+    let members = if actor.members == 1 { weights.critic1.members.max(1) } else { actor.members };
     for (network, stack, wanted) in stacks {
         let found = (stack.members, widths(stack));
-        let wanted = (actor.members, wanted);
+        let wanted = (if network == "actor" { actor.members.max(1) } else { members }, wanted);
         if found != wanted {
             return Err(LearnerError::Shape { network, found, wanted });
         }
@@ -100,7 +179,7 @@ pub(super) fn check(weights: &EnsembleWeights, dims: Dims) -> Result<(), Learner
 }
 
 /// Widths of all layers, input first.
-fn widths(stack: &StackWeights) -> Vec<usize> {
+pub(super) fn widths(stack: &StackWeights) -> Vec<usize> {
     stack
         .layers
         .iter()

@@ -1,6 +1,6 @@
 //! A learner as a checkpoint: exact, all or nothing.
 //!
-//! Parts: `networks.safetensors` (actor, critics, targets, density network, `log_alpha`),
+//! Parts: `networks.safetensors` (actor, critics, targets, density network, parameter of the temperature),
 //! `optimisers.safetensors` (Adam's moments), `state.bin` (version as u32 little-endian, then [`State`] in
 //! bincode). Priorities and records are the replay's own files.
 
@@ -14,25 +14,26 @@ use super::LearnerError;
 use super::batch::Dims;
 use super::checkpoint::{self, CheckpointError, Parts};
 use super::networks::{Networks, Optimisers, check, device};
+use super::streams::Streams;
 use super::tensors::{ArrayError, Arrays};
-use super::update::{Learner, Streams};
-use crate::config::{LearnerConfig, ReplayConfig, SamplerKind};
+use super::update::Learner;
+use crate::config::{LearnerConfig, OutputActivation, ReplayConfig, SamplerKind, TemperatureForm};
 use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack};
 use crate::replay::ReplayState;
 
-const NETWORKS: &str = "networks.safetensors";
-const OPTIMISERS: &str = "optimisers.safetensors";
-const STATE: &str = "state.bin";
+pub(super) const NETWORKS: &str = "networks.safetensors";
+pub(super) const OPTIMISERS: &str = "optimisers.safetensors";
+pub(super) const STATE: &str = "state.bin";
 /// Version of the three parts together.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is not a tensor.
 #[derive(Serialize, Deserialize)]
 struct State {
     updates: u64,
-    minibatch: ChaCha8Rng,
-    noise: ChaCha8Rng,
-    next_noise: ChaCha8Rng,
+    streams: Streams,
+    /// Without it the temperature's parameter has no meaning.
+    temperature_form: TemperatureForm,
     /// Steps of the optimisers of actor, critic 1, critic 2 and temperature.
     steps: [u64; 4],
     density: Option<DensityState>,
@@ -44,6 +45,8 @@ struct DensityState {
     online: ChaCha8Rng,
     offline: ChaCha8Rng,
     step: u64,
+    /// Without it the network's output has no meaning.
+    output: OutputActivation,
 }
 
 impl Learner {
@@ -58,12 +61,12 @@ impl Learner {
             online: density.online_rng.clone(),
             offline: density.offline_rng.clone(),
             step: *step,
+            output: self.config.density_output,
         });
         let state = State {
             updates: self.updates,
-            minibatch: self.streams.minibatch.clone(),
-            noise: self.streams.noise.clone(),
-            next_noise: self.streams.next_noise.clone(),
+            streams: self.streams.clone(),
+            temperature_form: self.config.temperature_form,
             steps: [steps[0], steps[1], steps[2], steps[3]],
             density,
             replay: *replay,
@@ -91,7 +94,9 @@ impl Learner {
             networks.put_stack("target1", target1);
             networks.put_stack("target2", target2);
         }
-        networks.put("log_alpha".into(), vec![], weights.log_alpha.into_iter().collect());
+        let parameter = self.networks.temperature_parameter.to_scalar::<f32>();
+        let parameter = parameter.map_err(LearnerError::tensor("copy the temperature"))?;
+        networks.put("temperature_parameter".into(), vec![], vec![parameter]);
         if let Some(density) = &self.density {
             networks.put_stack(
                 "density",
@@ -128,16 +133,22 @@ impl Learner {
         let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
         let state = decode_state(&parts)?;
         let mut networks = decode_arrays(&parts, NETWORKS)?;
-        let (weights, density) =
+        let (weights, parameter, density) =
             take_networks(&mut networks, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
-        if state.density.is_some() != (replay.sampler == SamplerKind::Balanced) {
-            return Err(parts.unusable(STATE, &"it was made with another `replay.sampler`").into());
+        let changed = [
+            ("replay.sampler", state.density.is_some() != (replay.sampler == SamplerKind::Balanced)),
+            ("learner.temperature_form", state.temperature_form != config.temperature_form),
+            ("learner.density_output", state.density.as_ref().is_some_and(|d| d.output != config.density_output)),
+        ];
+        if let Some((key, _)) = changed.iter().find(|(_, changed)| *changed) {
+            return Err(parts.unusable(STATE, &format!("it was made with another `{key}`")).into());
         }
         check(&weights, dims)?;
         let device = device(config.device)?;
         let stack = |weights: crate::nn::StackWeights| Stack::from_weights(&weights, &device);
         let density = density.map(stack).transpose().map_err(LearnerError::tensor("build the density network"))?;
-        let networks = Networks::new(&weights, config, &device).map_err(LearnerError::tensor("build the networks"))?;
+        let networks =
+            Networks::new(&weights, parameter, config, &device).map_err(LearnerError::tensor("build the networks"))?;
         let mut learner = Self::around(networks, density, dims, config, replay, 0, device)
             .map_err(LearnerError::tensor("build the optimisers"))?;
         let mut moments = decode_arrays(&parts, OPTIMISERS)?;
@@ -152,7 +163,7 @@ impl Learner {
             restore("density", &mut density.optimiser, saved.step)?;
             (density.online_rng, density.offline_rng) = (saved.online, saved.offline);
         }
-        learner.streams = Streams { minibatch: state.minibatch, noise: state.noise, next_noise: state.next_noise };
+        learner.streams = state.streams;
         learner.updates = state.updates;
         Ok((learner, state.replay))
     }
@@ -191,7 +202,7 @@ fn decode_state(parts: &Parts) -> Result<State, LearnerError> {
     Ok(state)
 }
 
-fn decode_arrays(parts: &Parts, name: &str) -> Result<Arrays, LearnerError> {
+pub(super) fn decode_arrays(parts: &Parts, name: &str) -> Result<Arrays, LearnerError> {
     Arrays::decode(parts.part(name)?).map_err(|e| refuse(parts, name, e))
 }
 
@@ -199,31 +210,33 @@ fn take_networks(
     arrays: &mut Arrays,
     config: &LearnerConfig,
     with_density: bool,
-) -> Result<(EnsembleWeights, Option<crate::nn::StackWeights>), ArrayError> {
+) -> Result<(EnsembleWeights, f32, Option<crate::nn::StackWeights>), ArrayError> {
     let weights = EnsembleWeights {
         actor: ActorWeights { stack: arrays.take_stack("actor")?, log_std: config.log_std },
         critic1: arrays.take_stack("critic1")?,
         critic2: arrays.take_stack("critic2")?,
         targets: Some((arrays.take_stack("target1")?, arrays.take_stack("target2")?)),
-        log_alpha: arrays.take("log_alpha")?.first().copied(),
+        log_alpha: None,
     };
+    let parameter = arrays.take("temperature_parameter")?;
+    let parameter = *parameter.first().ok_or_else(|| ArrayError::Missing("temperature_parameter".into()))?;
     let density = with_density.then(|| arrays.take_stack("density")).transpose()?;
-    Ok((weights, density))
+    Ok((weights, parameter, density))
 }
 
 /// Moments of an optimiser with one variable, which is what all of the learner's are.
-fn take_moments(arrays: &mut Arrays, name: &str, step: u64) -> Result<AdamState, ArrayError> {
+pub(super) fn take_moments(arrays: &mut Arrays, name: &str, step: u64) -> Result<AdamState, ArrayError> {
     let mut take = |moment: &str| Ok::<_, ArrayError>(vec![arrays.take(&format!("{name}.{moment}.0"))?]);
     Ok(AdamState { step, m: take("m")?, v: take("v")? })
 }
 
-fn refuse(parts: &Parts, part: &str, error: ArrayError) -> LearnerError {
+pub(super) fn refuse(parts: &Parts, part: &str, error: ArrayError) -> LearnerError {
     match error {
         ArrayError::Missing(tensor) => parts.missing(format!("{part}: {tensor}")).into(),
         other => parts.unusable(part, &other).into(),
     }
 }
 
-fn unusable(dir: &Path, part: &str, reason: &dyn Display) -> CheckpointError {
+pub(super) fn unusable(dir: &Path, part: &str, reason: &dyn Display) -> CheckpointError {
     CheckpointError::Unusable { dir: dir.to_owned(), part: part.to_owned(), reason: reason.to_string() }
 }

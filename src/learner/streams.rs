@@ -7,12 +7,42 @@ use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The stream of `name` under `seed`: ChaCha8 keyed with SHA-256 of `seed` (8 bytes, little-endian) and `name`.
 pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     let key = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
     ChaCha8Rng::from_seed(key.into())
+}
+
+/// The learner's streams, one per consumer of randomness.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Streams {
+    pub(super) minibatch: ChaCha8Rng,
+    /// `a ~ pi(s)` of the actor's loss.
+    pub(super) noise: ChaCha8Rng,
+    /// `a' ~ pi(s')` of the targets.
+    pub(super) next_noise: ChaCha8Rng,
+    /// `a' ~ pi(s')` of the temperature's loss.
+    pub(super) temperature_noise: ChaCha8Rng,
+    /// Which target critics REDQ takes.
+    pub(super) subset: ChaCha8Rng,
+    /// Sampled actions of the conservative penalty.
+    pub(super) penalty: ChaCha8Rng,
+}
+
+impl Streams {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            minibatch: stream(seed, "learner minibatch"),
+            noise: stream(seed, "learner action noise"),
+            next_noise: stream(seed, "learner next action noise"),
+            temperature_noise: stream(seed, "learner temperature noise"),
+            subset: stream(seed, "learner critic subset"),
+            penalty: stream(seed, "learner penalty actions"),
+        }
+    }
 }
 
 /// `count` draws of the standard normal distribution.

@@ -81,7 +81,7 @@ impl Plan {
 
     /// Numbers a backward pass over `rows` needs as working space.
     pub(super) fn scratch(&self, rows: usize) -> usize {
-        2 * rows * self.widest()
+        3 * rows * self.widest()
     }
 
     fn widest(&self) -> usize {
@@ -133,8 +133,8 @@ impl Plan {
 
     /// Gradients of `sum(out * g)` with respect to the parameters and to `x`, as far as asked for.
     ///
-    /// `grad_parameters` is expected to be 0. Without it, rows whose `g` is 0 cost nothing: a minimum over critics
-    /// sends each row's gradient to one of them.
+    /// `grad_parameters` is expected to be 0. Rows whose `g` is 0 cost nothing: a minimum over critics sends each
+    /// row's gradient to one of them, a log-sum-exp none to entries that rounding loses.
     pub(super) fn backward<T: Real>(
         &self,
         pass: &Pass<'_, T>,
@@ -146,13 +146,16 @@ impl Plan {
         let Some((last, hidden)) = self.layers.split_last() else {
             return;
         };
-        let active = active_rows(g, last.outputs, rows, grad_parameters.is_some());
-        let (mut delta, mut next) = scratch.split_at_mut(rows * self.widest());
+        let active = active_rows(g, last.outputs, rows);
+        let (mut delta, rest) = scratch.split_at_mut(rows * self.widest());
+        let (mut next, packed) = rest.split_at_mut(rows * self.widest());
         let input_of = |index: usize| {
             if index == 0 { x } else { self.kept_of(index - 1, kept, rows).output }
         };
         if let Some(grad) = grad_parameters.as_deref_mut() {
-            dense_gradient(last, input_of(hidden.len()), g, rows, grad);
+            let g = pack(g, last.outputs, &active, rows, next);
+            let input = pack(input_of(hidden.len()), last.inputs, &active, rows, packed);
+            dense_gradient(last, input, g, active.len(), grad);
         }
         if hidden.is_empty() && grad_x.is_none() {
             return;
@@ -165,14 +168,16 @@ impl Plan {
             if layer.norm {
                 if let Some(grad) = grad_parameters.as_deref_mut() {
                     let (scale, shift) = grad[layer.scale()..layer.end()].split_at_mut(layer.outputs);
-                    kernels::add_column_dots(current, kept.normalised, scale);
+                    let normalised = pack(kept.normalised, layer.outputs, &active, rows, packed);
+                    kernels::add_column_dots(current, normalised, scale);
                     kernels::add_column_sums(current, shift);
                 }
                 let scale = &parameters[layer.scale()..][..layer.outputs];
                 kernels::layer_norm_backward(current, kept.normalised, kept.inv_std, &active, scale);
             }
             if let Some(grad) = grad_parameters.as_deref_mut() {
-                dense_gradient(layer, input_of(index), current, rows, grad);
+                let input = pack(input_of(index), layer.inputs, &active, rows, packed);
+                dense_gradient(layer, input, current, active.len(), grad);
             }
             if index == 0 && grad_x.is_none() {
                 return;
@@ -202,12 +207,24 @@ pub(super) struct Pass<'a, T> {
     pub(super) g: &'a [T],
 }
 
-/// Rows of `g` that are not all 0, or all rows.
-fn active_rows<T: Real>(g: &[T], width: usize, rows: usize, all: bool) -> Vec<usize> {
-    (0..rows).filter(|r| all || g[r * width..][..width].iter().any(|v| *v != T::zero())).collect()
+/// Rows of `g` that are not all 0.
+fn active_rows<T: Real>(g: &[T], width: usize, rows: usize) -> Vec<usize> {
+    (0..rows).filter(|r| g[r * width..][..width].iter().any(|v| *v != T::zero())).collect()
 }
 
-/// Weight and bias gradient of a dense layer from the gradient of its output; all rows.
+/// The active rows of `all` side by side: `all` itself when every row is active, else a copy in `space`.
+fn pack<'a, T: Real>(all: &'a [T], width: usize, active: &[usize], rows: usize, space: &'a mut [T]) -> &'a [T] {
+    if active.len() == rows {
+        return all;
+    }
+    let packed = &mut space[..active.len() * width];
+    for (to, row) in packed.chunks_exact_mut(width).zip(active) {
+        to.copy_from_slice(&all[row * width..][..width]);
+    }
+    packed
+}
+
+/// Weight and bias gradient of a dense layer from the gradient of its output.
 fn dense_gradient<T: Real>(layer: &Layer, input: &[T], delta: &[T], rows: usize, grad: &mut [T]) {
     let (weight, bias) = grad[layer.start..layer.scale()].split_at_mut(layer.inputs * layer.outputs);
     if layer.outputs == 1 {
@@ -226,7 +243,7 @@ fn head_input_gradient<T: Real>(
     g: &[T],
     active: &[usize],
     delta: &mut [T],
-    packed: &mut [T],
+    space: &mut [T],
 ) {
     let weight = &parameters[last.start..last.bias()];
     let delta = &mut delta[..active.len() * last.inputs];
@@ -234,9 +251,7 @@ fn head_input_gradient<T: Real>(
         kernels::outer_rows(g, active, weight, delta);
         return;
     }
-    for (to, r) in packed.chunks_exact_mut(last.outputs).zip(active) {
-        to.copy_from_slice(&g[r * last.outputs..][..last.outputs]);
-    }
+    let packed = pack(g, last.outputs, active, g.len() / last.outputs, space);
     let shape = (active.len(), last.inputs, last.outputs);
     product(shape, delta, Matrix::rows(packed, last.outputs), Matrix::transposed(weight, last.outputs));
 }

@@ -1,4 +1,5 @@
-//! Networks of the learner (layer 1): stacks of equal multi-layer perceptrons, the tanh-Gaussian policy, Adam.
+//! Networks of the learner (layer 1): stacks of equal multi-layer perceptrons, a convolutional encoder, the
+//! tanh-Gaussian policy, Adam.
 //!
 //! Tensors are candle's. A [`Stack`] is one differentiable operation with kernels of its own, so that a loss is
 //! plain tensor algebra on `(members, batch)` values and still runs at the speed of the matrix products. There are
@@ -8,6 +9,8 @@
 //! results are the same to the bit for any number of them.
 
 mod adam;
+mod conv;
+mod gradient;
 mod kernels;
 mod member;
 mod one_thread;
@@ -20,6 +23,7 @@ pub mod weights;
 mod witness;
 
 pub use adam::{Adam, AdamSettings, AdamState, copy_into, polyak};
+pub use conv::{ConvEncoder, ConvEncoderWeights, ConvWeights, Encoded};
 pub use one_thread::hold_candle_to_one_thread;
 pub use stack::{Init, Stack};
 pub use weights::*;

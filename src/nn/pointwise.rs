@@ -3,7 +3,7 @@
 //! candle passes half the gradient on a clamp's bound and to both sides of a tie; here a clamped entry gets none and
 //! the first of equal entries gets all, as in the published implementations.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::kernels::Real;
 use super::stack_op::slice;
@@ -52,11 +52,19 @@ pub fn min_over_first(x: &Tensor) -> Result<Tensor> {
 
 /// `ln sum exp(x)` along `dim`, which is removed.
 ///
+/// Entries so small that all of them together are lost in the rounding of the sum count as 0, and their gradient is
+/// exactly 0: the networks behind them have nothing to do for them.
+///
 /// # Errors
 /// When `x` has no such dimension.
 pub fn log_sum_exp(x: &Tensor, dim: usize) -> Result<Tensor> {
     let shift = x.detach().max_keepdim(dim)?;
-    (x.broadcast_sub(&shift)?.exp()?.sum_keepdim(dim)?.log()? + shift)?.squeeze(dim)
+    let rounding = if x.dtype() == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
+    let least = (0.5 * rounding / x.dim(dim)?.max(1) as f64).ln();
+    let x = x.broadcast_sub(&shift)?;
+    let nothing = Tensor::full(f32::NEG_INFINITY, x.shape(), x.device())?.to_dtype(x.dtype())?;
+    let x = x.lt(least)?.where_cond(&nothing, &x)?;
+    (x.exp()?.sum_keepdim(dim)?.log()? + shift)?.squeeze(dim)
 }
 
 /// `ln(1 + exp(x))`; gradient `sigmoid(x)`. Exact in its tails on the processor, elsewhere to absolute precision.
@@ -172,5 +180,10 @@ mod tests {
         let (y, g) = run(&x, &y);
         assert!((y[0] - 1000.0 - (2.0 + (-1f64).exp()).ln()).abs() < 1e-12);
         assert!((g.iter().sum::<f64>() - 1.0).abs() < 1e-12 && g[0] == g[1]);
+        // The entry at -1000 is lost in rounding: no gradient at all. One that rounding keeps has a gradient.
+        assert!(g[2] == 0.0 && g[3] > 0.0);
+        let near = var(&[0.0, -30.0]);
+        let (_, g) = run(&near, &log_sum_exp(&near, 0).unwrap().reshape(1).unwrap());
+        assert!((g[1] - (-30f64).exp()).abs() < 1e-20, "{g:?}");
     }
 }

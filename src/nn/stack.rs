@@ -144,6 +144,12 @@ impl Stack {
         self.plan.outputs()
     }
 
+    /// Start and length of the last layer in each network's block of parameters.
+    pub(super) fn last_layer(&self) -> (usize, usize) {
+        let start = self.plan.layers.last().map_or(0, |layer| layer.start);
+        (start, self.plan.parameters() - start)
+    }
+
     /// What an optimiser steps: one variable with all parameters.
     pub fn vars(&self) -> Vec<Var> {
         vec![self.parameters.clone()]

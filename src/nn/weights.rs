@@ -37,6 +37,49 @@ impl StackWeights {
         self.layers.last().map_or(0, |l| l.outputs)
     }
 
+    /// Whether hidden layers have a layer norm; `None` when some have and some have not, or there are no hidden layers.
+    pub fn layer_norm(&self) -> Option<bool> {
+        let (_, hidden) = self.layers.split_last()?;
+        let first = hidden.first()?.layer_norm.is_some();
+        hidden.iter().all(|l| l.layer_norm.is_some() == first).then_some(first)
+    }
+
+    /// The first `members` networks.
+    #[must_use]
+    pub fn first(&self, members: usize) -> Self {
+        let take = |numbers: &[f32]| numbers[..numbers.len() / self.members.max(1) * members].to_vec();
+        let layers = self.layers.iter().map(|l| LayerWeights {
+            inputs: l.inputs,
+            outputs: l.outputs,
+            weight: take(&l.weight),
+            bias: take(&l.bias),
+            layer_norm: l.layer_norm.as_ref().map(|(scale, shift)| (take(scale), take(shift))),
+        });
+        Self { members, layers: layers.collect() }
+    }
+
+    /// The last layer of each network: weights and bias.
+    fn heads(&self) -> impl Iterator<Item = (&[f32], &[f32])> {
+        self.layers.last().into_iter().flat_map(|last| {
+            last.weight.chunks_exact(last.inputs * last.outputs).zip(last.bias.chunks_exact(last.outputs))
+        })
+    }
+
+    /// Whether all networks of all `stacks` have the same last layer.
+    pub fn share_heads(stacks: &[&Self]) -> bool {
+        let mut heads = stacks.iter().flat_map(|stack| stack.heads());
+        let first = heads.next();
+        heads.all(|head| Some(head) == first)
+    }
+
+    /// Gives every network the last layer of the first one of `from`.
+    pub fn take_head(&mut self, from: &Self) {
+        let Some((weight, bias)) = from.heads().next() else { return };
+        if let Some(last) = self.layers.last_mut() {
+            (last.weight, last.bias) = (weight.repeat(self.members), bias.repeat(self.members));
+        }
+    }
+
     /// Whether every number is finite.
     pub fn is_finite(&self) -> bool {
         self.layers.iter().all(|l| {

@@ -19,10 +19,10 @@ use super::native::NativePolicy;
 use super::{PolicyBackend, PolicyError, onnx_file, weights_file};
 use crate::nn::weights::EnsembleWeights;
 
-const MANIFEST: &str = "manifest.toml";
-const POLICY: &str = "policy.onnx";
+pub(super) const MANIFEST: &str = "manifest.toml";
+pub(super) const POLICY: &str = "policy.onnx";
 const WEIGHTS: &str = "weights.safetensors";
-const GOLDEN: &str = "golden.safetensors";
+pub(super) const GOLDEN: &str = "golden.safetensors";
 const FILES: [&str; 3] = [POLICY, WEIGHTS, GOLDEN];
 
 /// Why a folder is not a bundle, or cannot become one.
@@ -88,6 +88,11 @@ pub enum BundleError {
         /// The other.
         other: &'static str,
     },
+    /// A bundle without weights where weights are needed.
+    #[error(
+        "this bundle holds an ONNX actor of others, which has no weights to learn from: set learner.enabled = false, or import a checkpoint with critics"
+    )]
+    Foreign,
     /// The golden file.
     #[error(transparent)]
     Golden(#[from] GoldenError),
@@ -167,23 +172,9 @@ impl Bundle {
     /// # Errors
     /// When the disk says no, or `dir` holds anything but a bundle.
     pub fn save(&self, dir: &Path) -> Result<(), PolicyError> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        vacant(dir)?;
-        let absolute = std::path::absolute(dir).map_err(io_error("find", dir))?;
-        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            let source = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(BundleError::Io { action: "write", path: absolute, source }.into());
-        };
-        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        let unique =
-            format!(".{}-{}-{}.tmp", name.display(), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let temporary = parent.join(unique);
-        let written = self.write_files(&temporary).and_then(|()| put_in_place(&temporary, &absolute, parent));
-        if written.is_err() {
-            // The error in hand says more than a failed clean-up would.
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        written
+        let text = self.manifest.to_text().map_err(BundleError::from)?;
+        let files = self.contents()?.into_iter().chain([(MANIFEST, text.into_bytes())]).collect::<Vec<_>>();
+        save_folder(dir, &files)
     }
 
     /// The manifest.
@@ -238,17 +229,36 @@ impl Bundle {
         let golden = self.golden.encode(observation_dim, action_dim).map_err(BundleError::from)?;
         Ok([(POLICY, self.onnx.clone()), (WEIGHTS, weights_file::encode(&self.weights)?), (GOLDEN, golden)])
     }
+}
 
-    fn write_files(&self, dir: &Path) -> Result<(), PolicyError> {
-        fs::create_dir(dir).map_err(io_error("create", dir))?;
-        let text = self.manifest.to_text().map_err(BundleError::from)?;
-        for (name, bytes) in self.contents()?.into_iter().chain([(MANIFEST, text.into_bytes())]) {
-            let path = dir.join(name);
-            let write = |mut file: File| file.write_all(&bytes).and_then(|()| file.sync_all());
-            File::create_new(&path).and_then(write).map_err(io_error("write", &path))?;
-        }
-        Ok(sync(dir)?)
+/// Writes the files of a bundle as folder `dir`, all or nothing.
+pub(super) fn save_folder(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), PolicyError> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    vacant(dir)?;
+    let absolute = std::path::absolute(dir).map_err(io_error("find", dir))?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        let source = io::Error::from(io::ErrorKind::InvalidInput);
+        return Err(BundleError::Io { action: "write", path: absolute, source }.into());
+    };
+    fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+    let unique = format!(".{}-{}-{}.tmp", name.display(), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let temporary = parent.join(unique);
+    let written = write_files(&temporary, files).and_then(|()| put_in_place(&temporary, &absolute, parent));
+    if written.is_err() {
+        // The error in hand says more than a failed clean-up would.
+        let _ = fs::remove_dir_all(&temporary);
     }
+    written
+}
+
+fn write_files(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), PolicyError> {
+    fs::create_dir(dir).map_err(io_error("create", dir))?;
+    for (name, bytes) in files {
+        let path = dir.join(name);
+        let write = |mut file: File| file.write_all(bytes).and_then(|()| file.sync_all());
+        File::create_new(&path).and_then(write).map_err(io_error("write", &path))?;
+    }
+    Ok(sync(dir)?)
 }
 
 fn architecture(weights: &EnsembleWeights) -> Architecture {
@@ -268,7 +278,12 @@ fn sorted_files() -> impl Iterator<Item = &'static str> {
 }
 
 /// Reads a file that is no longer than `limit` and exactly what `entry` says.
-fn read(path: &Path, file: &'static str, limit: usize, entry: Option<&FileEntry>) -> Result<Vec<u8>, BundleError> {
+pub(super) fn read(
+    path: &Path,
+    file: &'static str,
+    limit: usize,
+    entry: Option<&FileEntry>,
+) -> Result<Vec<u8>, BundleError> {
     let error = io_error("read", path);
     let meta = fs::metadata(path).map_err(&error)?;
     if !meta.is_file() {

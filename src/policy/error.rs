@@ -2,6 +2,7 @@
 
 use super::bundle::BundleError;
 use super::checks::CheckError;
+use super::foreign::ForeignError;
 use super::import::ImportError;
 use super::onnx_file::OnnxError;
 use super::onnxruntime::RuntimeError;
@@ -60,6 +61,9 @@ pub enum PolicyError {
     /// A check before the policy is offered.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// An ONNX actor of others.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
     /// A checkpoint of others.
     #[error(transparent)]
     Import(#[from] ImportError),

@@ -8,9 +8,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use super::import_kind::{Given, Imported, Kind, detect, import};
+pub use super::import_layers::StateScaling;
+use super::import_layers::{Named, append};
 use super::structure::{StructureError, check_ensemble};
 use super::torch_legacy::{self, Tensor, TorchError};
-use crate::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
+use super::torch_zip;
+use crate::nn::weights::{ActorWeights, EnsembleWeights, LogStdBounds, StackWeights};
 
 /// The clamp of the log standard deviation while the agents of Off2OnRL were trained (CQL). Fine-tuning and acting
 /// use the wider default of [`LogStdBounds`], as the published code does.
@@ -74,6 +78,64 @@ pub enum ImportError {
         /// `inputs x outputs` here.
         got: String,
     },
+    /// Mean and standard deviation of another length than the observation, or out of range.
+    #[error("{path}: the state {what} has {got} numbers; needed are {expected}, finite, a standard deviation above 0")]
+    StateScaling {
+        /// Which source.
+        path: PathBuf,
+        /// `mean` or `std`.
+        what: &'static str,
+        /// Its length.
+        got: usize,
+        /// The observation's.
+        expected: usize,
+    },
+    /// Something the file does not say.
+    #[error("{path}: the file does not say {what}; give {flag}")]
+    Unsaid {
+        /// Which source.
+        path: PathBuf,
+        /// What is needed.
+        what: &'static str,
+        /// How to say it.
+        flag: &'static str,
+    },
+    /// Something that was said although the file says it itself, or has no such thing.
+    #[error("{path}: {what} is not to be given for this kind of file: {reason}")]
+    Said {
+        /// Which source.
+        path: PathBuf,
+        /// What was given.
+        what: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A network or a training that cannot be continued here.
+    #[error("{path}: {what} is {found}; {reason}")]
+    Unsupported {
+        /// Which source.
+        path: PathBuf,
+        /// Which property.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        reason: &'static str,
+    },
+    /// A file of no known kind.
+    #[error("{path} is of no kind that is imported (see docs/importing.md); --kind names one")]
+    UnknownKind {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Settings beside the tensors that cannot be read.
+    #[error("{path}: its settings cannot be read: {reason}")]
+    Settings {
+        /// Which source.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The files are no ensemble.
     #[error("the imported files are no ensemble: {0}")]
     Structure(#[from] StructureError),
@@ -126,86 +188,25 @@ fn member_folders(dir: &Path) -> Result<Vec<PathBuf>, ImportError> {
 
 /// Reads `fc0, fc1, ...` and the heads, which become one layer side by side, and appends them to the stack.
 fn add_member(stack: &mut StackWeights, path: &Path, heads: &[&str]) -> Result<(), ImportError> {
-    let mut file = TorchFile::open(path)?;
-    let mut layers = Vec::new();
-    for index in 0.. {
-        let name = format!("fc{index}");
-        if !file.tensors.contains_key(&format!("{name}.weight")) {
-            break;
-        }
-        layers.push(file.layer(&[&name])?);
-    }
-    layers.push(file.layer(heads)?);
-    if let Some(name) = file.tensors.into_keys().next() {
-        return Err(ImportError::Unknown { path: path.to_path_buf(), name });
-    }
-    if stack.members == 0 {
-        stack.layers = layers;
-    } else {
-        let shape =
-            |l: Option<&LayerWeights>| l.map_or(String::from("absent"), |l| format!("{} x {}", l.inputs, l.outputs));
-        for layer in 0..layers.len().max(stack.layers.len()) {
-            let (expected, got) = (shape(stack.layers.get(layer)), shape(layers.get(layer)));
-            if expected != got {
-                return Err(ImportError::Member { path: path.to_path_buf(), layer, expected, got });
-            }
-        }
-        for (all, new) in stack.layers.iter_mut().zip(layers) {
-            all.weight.extend(new.weight);
-            all.bias.extend(new.bias);
-        }
-    }
-    stack.members += 1;
-    Ok(())
+    let mut file = Named { path, tensors: read_torch(path, &read(path)?)? };
+    let network = file.network(|index| format!("fc{index}"), heads)?;
+    file.finish(&[])?;
+    append(stack, network, path)
 }
 
-struct TorchFile<'a> {
-    path: &'a Path,
-    tensors: BTreeMap<String, Tensor>,
+/// The tensors of a file of `torch.save`, of either format.
+pub(super) fn read_torch(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, ImportError> {
+    let tensors = if bytes.starts_with(b"PK") { torch_zip::read(bytes) } else { torch_legacy::read(bytes) };
+    tensors.map_err(|source| ImportError::File { path: path.to_path_buf(), source })
 }
 
-impl<'a> TorchFile<'a> {
-    fn open(path: &'a Path) -> Result<Self, ImportError> {
-        let io = |source| ImportError::Io { path: path.to_path_buf(), source };
-        let file = |source| ImportError::File { path: path.to_path_buf(), source };
-        let length = fs::metadata(path).map_err(io)?.len();
-        if length > torch_legacy::MAX_BYTES as u64 {
-            return Err(file(TorchError::TooLarge { bytes: length as usize }));
-        }
-        let tensors = torch_legacy::read(&fs::read(path).map_err(io)?).map_err(file)?;
-        Ok(Self { path, tensors })
+/// A whole file, if it is not too long.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ImportError> {
+    let io = |source| ImportError::Io { path: path.to_path_buf(), source };
+    let length = fs::metadata(path).map_err(io)?.len();
+    if length > torch_legacy::MAX_BYTES as u64 {
+        let source = TorchError::TooLarge { bytes: length as usize };
+        return Err(ImportError::File { path: path.to_path_buf(), source });
     }
-
-    /// One layer whose outputs are those of the named ones side by side. PyTorch keeps `(outputs, inputs)`.
-    fn layer(&mut self, names: &[&str]) -> Result<LayerWeights, ImportError> {
-        let mut parts = Vec::new();
-        let mut layer = LayerWeights::default();
-        for name in names {
-            let weight = self.tensor(&format!("{name}.weight"), &[0, layer.inputs])?;
-            layer.inputs = weight.shape[1];
-            layer.bias.extend(self.tensor(&format!("{name}.bias"), &[weight.shape[0]])?.data);
-            parts.push(weight);
-        }
-        layer.outputs = layer.bias.len();
-        for row in 0..layer.inputs {
-            let column = |part: &Tensor| part.data.iter().skip(row).step_by(part.shape[1]).copied().collect::<Vec<_>>();
-            layer.weight.extend(parts.iter().flat_map(column));
-        }
-        Ok(layer)
-    }
-
-    /// Takes a tensor out; 0 in `expected` stands for any size but 0.
-    fn tensor(&mut self, name: &str, expected: &[usize]) -> Result<Tensor, ImportError> {
-        let tensor = self.tensors.remove(name);
-        let found = tensor.as_ref().map_or_else(|| String::from("absent"), |t| format!("{:?}", t.shape));
-        let fits = |shape: &[usize]| {
-            shape.len() == expected.len() && shape.iter().zip(expected).all(|(s, e)| *s > 0 && (*e == 0 || s == e))
-        };
-        tensor.filter(|t| fits(&t.shape)).ok_or_else(|| ImportError::Tensor {
-            path: self.path.to_path_buf(),
-            name: name.to_owned(),
-            found,
-            expected: expected.to_vec(),
-        })
-    }
+    fs::read(path).map_err(io)
 }

@@ -125,9 +125,7 @@ impl Manifest {
     /// When a value is out of range.
     pub fn to_text(&self) -> Result<String, ManifestError> {
         self.check()?;
-        let body = format!("{}\n", toml::to_string(self)?);
-        let seal = seal(&body);
-        Ok(body + &seal)
+        sealed(self)
     }
 
     /// Reads a text, seal first.
@@ -135,36 +133,49 @@ impl Manifest {
     /// # Errors
     /// When the seal is broken, the text is no manifest, or a value is out of range.
     pub fn from_text(text: &str) -> Result<Self, ManifestError> {
-        let (body, found) = text.split_at(text.rfind(SEAL).unwrap_or(text.len()));
-        if found != seal(body) {
-            return Err(ManifestError::Seal { expected: sha256(body.as_bytes()) });
-        }
-        let manifest: Self = toml::from_str(body)?;
+        let manifest: Self = toml::from_str(unsealed(text)?)?;
         manifest.check()?;
         Ok(manifest)
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let description = &self.description;
-        if self.format != FORMAT {
-            return Err(ManifestError::Format { got: self.format });
-        }
-        let hz = description.control_hz;
-        range(hz > 0.0 && hz <= 1e5, "description.control_hz", &hz, "above 0, at most 100000")?;
-        let discount = description.discount;
-        range(discount > 0.0 && discount <= 1.0, "description.discount", &discount, "above 0, at most 1")?;
-        range(!description.name.trim().is_empty(), "description.name", &description.name, "a name")?;
-        for (key, names) in [
-            ("description.spaces.observation", &description.spaces.observation),
-            ("description.spaces.action", &description.spaces.action),
-        ] {
-            let mut sorted = names.clone();
-            sorted.sort_unstable();
-            let distinct = sorted.windows(2).all(|w| w[0] != w[1]) && sorted.iter().all(|n| !n.trim().is_empty());
-            range(distinct && !names.is_empty(), key, &names.join(", "), "distinct names, none empty")?;
-        }
-        Ok(())
+        let Description { name, control_hz, discount, spaces, .. } = &self.description;
+        check_common(self.format, name, *control_hz, spaces)?;
+        let allowed = *discount > 0.0 && *discount <= 1.0;
+        range(allowed, "description.discount", discount, "above 0, at most 1")
     }
+}
+
+/// What holds for the manifest of every kind of bundle.
+pub(super) fn check_common(format: u32, name: &str, control_hz: f64, spaces: &Spaces) -> Result<(), ManifestError> {
+    if format != FORMAT {
+        return Err(ManifestError::Format { got: format });
+    }
+    let allowed = control_hz > 0.0 && control_hz <= 1e5;
+    range(allowed, "description.control_hz", &control_hz, "above 0, at most 100000")?;
+    range(!name.trim().is_empty(), "description.name", &name, "a name")?;
+    for (key, names) in
+        [("description.spaces.observation", &spaces.observation), ("description.spaces.action", &spaces.action)]
+    {
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        let distinct = sorted.windows(2).all(|w| w[0] != w[1]) && sorted.iter().all(|n| !n.trim().is_empty());
+        range(distinct && !names.is_empty(), key, &names.join(", "), "distinct names, none empty")?;
+    }
+    Ok(())
+}
+
+/// TOML with its seal behind it.
+pub(super) fn sealed(manifest: &impl Serialize) -> Result<String, ManifestError> {
+    let body = format!("{}\n", toml::to_string(manifest)?);
+    let seal = seal(&body);
+    Ok(body + &seal)
+}
+
+/// The TOML in front of its seal.
+pub(super) fn unsealed(text: &str) -> Result<&str, ManifestError> {
+    let (body, found) = text.split_at(text.rfind(SEAL).unwrap_or(text.len()));
+    if found == seal(body) { Ok(body) } else { Err(ManifestError::Seal { expected: sha256(body.as_bytes()) }) }
 }
 
 fn seal(body: &str) -> String {

@@ -3,7 +3,8 @@
 //! An exported policy is one ONNX file ([`onnx_file`]) that serves every engine: the built-in forward pass
 //! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare()`] encodes, checks, warms up and
 //! hands back a [`PolicyBackend`]; a policy that fails a check is never offered. [`bundle`] keeps a policy with its
-//! critics, provenance and hashes in a folder; [`import`] reads checkpoints of others.
+//! critics, provenance and hashes in a folder; [`import`] reads checkpoints of others. An ONNX actor of others is run
+//! by ONNX Runtime as it is ([`foreign`]) and has a bundle of its own kind ([`foreign_bundle`]).
 //!
 //! It does not sample actions, apply limits, swap policies or learn: `control` and `learner` do.
 //!
@@ -14,8 +15,15 @@
 pub mod bundle;
 pub mod checks;
 mod error;
+pub mod foreign;
+pub mod foreign_bundle;
 pub mod golden;
 pub mod import;
+mod import_corl;
+mod import_d3rlpy;
+mod import_kind;
+mod import_layers;
+mod import_sb3;
 pub mod manifest;
 pub mod native;
 pub mod onnx_file;
@@ -27,13 +35,16 @@ mod pickle;
 mod prepare;
 #[cfg(test)]
 mod sample;
+mod stored_zip;
 pub mod structure;
 pub mod torch_legacy;
+pub mod torch_zip;
 pub mod weights_file;
 
 pub use bundle::Bundle;
 pub use error::PolicyError;
 pub use firmware_bridge::MAX_ACTION;
+pub use foreign_bundle::{AnyBundle, ForeignBundle, Source};
 pub use prepare::{Engine, Prepared, Report, prepare, prepare_file};
 
 /// The ensemble's Gaussian before `tanh`, moment-matched over its members (Off2OnRL, Eq. 5).

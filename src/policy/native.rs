@@ -166,8 +166,9 @@ fn lines(values: &[f32], outputs: usize) -> Vec<Line> {
 
 fn relu(values: &mut [f32]) {
     for value in values {
-        // Not `max`: a NaN must stay one.
-        *value = if *value < 0.0 { 0.0 } else { *value };
+        // Not `max`: a NaN must stay one. Below the smallest normal number, arithmetic can take a hundred times
+        // as long; what is that small becomes zero.
+        *value = if *value < f32::MIN_POSITIVE { 0.0 } else { *value };
     }
 }
 

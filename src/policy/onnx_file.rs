@@ -11,7 +11,7 @@ use prost::Message;
 use super::checks::probe_observations;
 use super::native::NativePolicy;
 use super::onnx_graph::{FLOAT, graph, layer_tensors};
-use super::onnx_proto::{Entry, Graph, Model, OperatorSet, Tensor};
+use super::onnx_proto::{Entry, Graph, Model, OperatorSet, Tensor, too_many_parts};
 use super::structure::{MAX_LAYERS, StructureError, check_actor};
 use super::{PolicyBackend, PolicyError, PolicyOutput};
 use crate::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
@@ -170,6 +170,7 @@ fn encode_model<'a>(
         graph: Some(graph(actor)),
         opset_import: vec![OperatorSet { domain: String::new(), version: OPSET }],
         metadata: own.chain(added).collect(),
+        functions: Vec::new(),
     };
     sealed(model.encode_to_vec())
 }
@@ -190,6 +191,9 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
 pub fn decode(bytes: &[u8]) -> Result<PolicyFile, OnnxError> {
     if bytes.len() > MAX_BYTES {
         return Err(OnnxError::TooLarge { bytes: bytes.len() });
+    }
+    if too_many_parts(bytes) {
+        return Err(OnnxError::Foreign);
     }
     let model = Model::decode(bytes)?;
     version("IR version", model.ir_version, IR_VERSION)?;

@@ -41,6 +41,7 @@ pub(super) fn graph(actor: &ActorWeights) -> Graph {
         initializer: builder.tensors,
         input: vec![value_info("obs", observation)],
         output: ["mean", "std", "action"].map(|name| value_info(name, action)).to_vec(),
+        sparse_initializer: Vec::new(),
     }
 }
 
@@ -91,7 +92,13 @@ impl Builder {
     /// From the last layer's output to the three graph outputs.
     fn heads(&mut self, value: &str, action: usize) {
         let sizes = [action as i64; 2].iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.push(Tensor { dims: vec![2], data_type: INT64, name: String::from("sizes"), raw_data: sizes });
+        self.tensors.push(Tensor {
+            dims: vec![2],
+            data_type: INT64,
+            name: String::from("sizes"),
+            raw_data: sizes,
+            ..Tensor::default()
+        });
         self.node_with("Split", &[value, "sizes"], &["mu", "ls"], vec![axis(2)]);
         self.node("Clip", &["ls", "log_std_min", "log_std_max"], "log_std");
         self.node("Exp", &["log_std"], "sigma");
@@ -136,7 +143,7 @@ impl Builder {
         let mut raw_data = Vec::with_capacity(values.len() * F32);
         raw_data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         let dims = dims.iter().map(|d| *d as i64).collect();
-        self.tensors.push(Tensor { dims, data_type: FLOAT, name: String::from(name), raw_data });
+        self.tensors.push(Tensor { dims, data_type: FLOAT, name: String::from(name), raw_data, ..Tensor::default() });
     }
 }
 

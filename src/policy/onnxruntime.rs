@@ -75,7 +75,7 @@ pub enum RuntimeError {
         /// `input` or `output`.
         direction: &'static str,
         /// Which one.
-        name: &'static str,
+        name: String,
         /// Its type in words.
         found: String,
     },
@@ -188,17 +188,73 @@ fn log_line(level: LogLevel, category: &str, _id: &str, location: &str, message:
     log::log!(target: "onnxruntime", level, "{category} {location}: {message}");
 }
 
-/// An exported policy in an ONNX Runtime session of one thread.
-pub struct OrtPolicy {
+/// A session of one thread whose input and outputs, float32 `[1, n]` each, live in memory that stays.
+pub(super) struct Bound {
     // The binding before the tensors it points to.
     binding: IoBinding,
     session: Session,
+    input: CString,
     observation: Tensor<f32>,
-    mean: Tensor<f32>,
-    std: Tensor<f32>,
+    outputs: Vec<Tensor<f32>>,
+    pub(super) engine: &'static str,
+}
+
+impl Bound {
+    /// Makes a session from the bytes of an ONNX file with this one input and at least these outputs.
+    pub(super) fn new(
+        runtime: &'static Runtime,
+        bytes: &[u8],
+        input: &str,
+        outputs: &[&str],
+    ) -> Result<Self, RuntimeError> {
+        let interface = |direction, name: &str, found| RuntimeError::Interface { direction, name: name.into(), found };
+        let session = builder(runtime)?.commit_from_memory(bytes)?;
+        if session.inputs().len() != 1 {
+            return Err(interface("input", input, format!("one of {} inputs", session.inputs().len())));
+        }
+        let tensor = |width: usize| Tensor::<f32>::new(&Allocator::default(), [1, width]);
+        let observation = tensor(width("input", input, session.inputs())?)?;
+        let mut binding = session.create_binding()?;
+        let mut bound = Vec::with_capacity(outputs.len());
+        for name in outputs {
+            let mut output = tensor(width("output", name, session.outputs())?)?;
+            binding.bind_output(*name, &mut output)?;
+            bound.push(output);
+        }
+        let input = CString::new(input).map_err(|_| interface("input", "", String::from("a name with a NUL")))?;
+        Ok(Self { binding, session, input, observation, outputs: bound, engine: runtime.name() })
+    }
+
+    /// Length of the input.
+    pub(super) fn width(&self) -> usize {
+        self.observation.extract_tensor().1.len()
+    }
+
+    /// An output of the last run.
+    pub(super) fn output(&self, index: usize) -> &[f32] {
+        self.outputs[index].extract_tensor().1
+    }
+
+    /// Binds the observation, of [`Bound::width`], and runs the session.
+    pub(super) fn run(&mut self, observation: &[f32]) -> Result<(), PolicyError> {
+        self.observation.extract_tensor_mut().1.copy_from_slice(observation);
+        let api = ort::api();
+        // SAFETY: `binding`, `observation` and `session` are live objects of this runtime, owned by `self`, and
+        // `&mut self` keeps every other use away; the name is a C string of `self`. `observation` outlives the
+        // binding's use of it: it is never replaced and is dropped after the binding. The outputs were bound by
+        // `new` to tensors of the shapes that the session states. Null run options mean the defaults.
+        unsafe {
+            status((api.BindInput)(self.binding.ptr().cast_mut(), self.input.as_ptr(), self.observation.ptr()))?;
+            status((api.RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))
+        }
+    }
+}
+
+/// An exported policy in an ONNX Runtime session of one thread.
+pub struct OrtPolicy {
+    bound: Bound,
     observation_dim: usize,
     action_dim: usize,
-    engine: &'static str,
 }
 
 impl OrtPolicy {
@@ -207,52 +263,31 @@ impl OrtPolicy {
     /// # Errors
     /// When ONNX Runtime refuses the model, or its inputs and outputs are not those of a policy.
     pub fn new(runtime: &'static Runtime, bytes: &[u8]) -> Result<Self, RuntimeError> {
-        let session = builder(runtime)?.commit_from_memory(bytes)?;
-        let observation_dim = width("input", "obs", session.inputs())?;
-        let action_dim = width("output", "mean", session.outputs())?;
-        let std_dim = width("output", "std", session.outputs())?;
-        if session.inputs().len() != 1 || action_dim > MAX_ACTION || std_dim != action_dim {
-            let found = format!("{action_dim} means, {std_dim} deviations, {} inputs", session.inputs().len());
-            return Err(RuntimeError::Interface { direction: "output", name: "mean", found });
+        let bound = Bound::new(runtime, bytes, "obs", &["mean", "std"])?;
+        let (action_dim, std_dim) = (bound.output(0).len(), bound.output(1).len());
+        if action_dim > MAX_ACTION || std_dim != action_dim {
+            let found = format!("{action_dim} means and {std_dim} deviations");
+            return Err(RuntimeError::Interface { direction: "output", name: String::from("mean"), found });
         }
-        let tensor = |width: usize| Tensor::<f32>::new(&Allocator::default(), [1, width]);
-        let (observation, mut mean, mut std) = (tensor(observation_dim)?, tensor(action_dim)?, tensor(action_dim)?);
-        let mut binding = session.create_binding()?;
-        binding.bind_output("mean", &mut mean)?;
-        binding.bind_output("std", &mut std)?;
-        Ok(Self { binding, session, observation, mean, std, observation_dim, action_dim, engine: runtime.name() })
-    }
-
-    /// Binds the observation and runs the session.
-    fn run(&mut self) -> Result<(), PolicyError> {
-        let api = ort::api();
-        // SAFETY: `binding`, `observation` and `session` are live objects of this runtime, owned by `self`, and
-        // `&mut self` keeps every other use away; the name is a NUL-terminated literal. `observation` outlives the
-        // binding's use of it: it is never replaced and is dropped after the binding. The outputs were bound by
-        // `new` to tensors of the shapes that the session states. Null run options mean the defaults.
-        unsafe {
-            status((api.BindInput)(self.binding.ptr().cast_mut(), c"obs".as_ptr(), self.observation.ptr()))?;
-            status((api.RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))
-        }
+        Ok(Self { observation_dim: bound.width(), action_dim, bound })
     }
 }
 
 impl PolicyBackend for OrtPolicy {
     fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         check_observation(observation, self.observation_dim)?;
-        self.observation.extract_tensor_mut().1.copy_from_slice(observation);
-        self.run()?;
+        self.bound.run(observation)?;
         out.action_dim = self.action_dim;
-        for (values, tensor) in [(&mut out.mean, &self.mean), (&mut out.std, &self.std)] {
+        for (index, values) in [&mut out.mean, &mut out.std].into_iter().enumerate() {
             let (used, rest) = values.split_at_mut(self.action_dim);
-            used.copy_from_slice(tensor.extract_tensor().1);
+            used.copy_from_slice(self.bound.output(index));
             rest.fill(0.0);
         }
         check_output(out)
     }
 
     fn engine(&self) -> &'static str {
-        self.engine
+        self.bound.engine
     }
 
     fn observation_dim(&self) -> usize {
@@ -273,14 +308,14 @@ fn builder(runtime: &Runtime) -> Result<SessionBuilder, ort::Error> {
         .with_optimization_level(GraphOptimizationLevel::All)?)
 }
 
-/// `n` of an input or output that is float32 `[1, n]`.
-fn width(direction: &'static str, name: &'static str, outlets: &[Outlet]) -> Result<usize, RuntimeError> {
+/// `n` of an input or output that is float32 `[1, n]`, or `[any, n]`.
+fn width(direction: &'static str, name: &str, outlets: &[Outlet]) -> Result<usize, RuntimeError> {
     let outlet = outlets.iter().find(|o| o.name() == name);
     let found = || outlet.map_or_else(|| String::from("absent"), |o| o.dtype().to_string());
-    let wrong = || RuntimeError::Interface { direction, name, found: found() };
+    let wrong = || RuntimeError::Interface { direction, name: name.into(), found: found() };
     let kind = outlet.ok_or_else(wrong)?.dtype();
     match (kind.tensor_type(), kind.tensor_shape().map(|s| &s[..])) {
-        (Some(TensorElementType::Float32), Some(&[1, n])) if n > 0 => Ok(n as usize),
+        (Some(TensorElementType::Float32), Some(&[1 | -1, n])) if n > 0 => Ok(n as usize),
         _ => Err(wrong()),
     }
 }

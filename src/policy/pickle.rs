@@ -1,8 +1,10 @@
 //! A reader of Python pickles that runs nothing: calls are written down, not made.
 //!
-//! Knows the opcodes and the globals that a saved dictionary of tensors needs and refuses every other. Values lie in
-//! one list and refer to each other by index, so that no input can make it recurse; the number of steps is limited,
-//! and with it the memory beside the texts of the input.
+//! Knows the opcodes that saved dictionaries of tensors and settings need and refuses every other. [`Pickle::read`]
+//! refuses every name that such a dictionary does not need as well; [`Pickle::read_any`] writes unknown names down as
+//! [`Global::Other`], for checkpoints that keep their optimizers and modules beside the tensors. Values lie in one
+//! list and refer to each other by index, so that no input can make it recurse; the number of steps is limited, and
+//! with it the memory beside the texts of the input.
 
 use std::collections::HashMap;
 
@@ -21,16 +23,20 @@ pub(super) enum Value {
     Bool(bool),
     /// An integer.
     Int(i64),
+    /// A floating-point number.
+    Float(f64),
     /// A string.
     Text(String),
+    /// Raw bytes.
+    Bytes(Vec<u8>),
     /// A tuple or a list.
     Sequence(Vec<Id>),
     /// A dictionary.
     Dict(Vec<(Id, Id)>),
     /// A name that Python would import.
     Global(Global),
-    /// A call that Python would make, and the items that were put into its result.
-    Call { function: Id, arguments: Id, items: Vec<(Id, Id)> },
+    /// A call that Python would make, the items that were put into its result, and the state that was given to it.
+    Call { function: Id, arguments: Id, items: Vec<(Id, Id)>, state: Option<Id> },
     /// Something outside the pickle.
     Persistent(Id),
 }
@@ -42,8 +48,12 @@ pub(super) enum Global {
     OrderedDict,
     /// `torch._utils._rebuild_tensor_v2`.
     RebuildTensor,
+    /// `torch._utils._rebuild_parameter`.
+    RebuildParameter,
     /// `torch.FloatStorage`.
     FloatStorage,
+    /// Any other name.
+    Other,
 }
 
 /// Why bytes are not such a pickle.
@@ -86,8 +96,17 @@ pub(super) struct Pickle {
 impl Pickle {
     /// Reads one pickle and moves `bytes` behind it.
     pub(super) fn read(bytes: &mut &[u8]) -> Result<Self, PickleError> {
+        Self::read_with(bytes, false)
+    }
+
+    /// Reads one pickle with any names in it.
+    pub(super) fn read_any(mut bytes: &[u8]) -> Result<Self, PickleError> {
+        Self::read_with(&mut bytes, true)
+    }
+
+    fn read_with(bytes: &mut &[u8], any_name: bool) -> Result<Self, PickleError> {
         let mut machine =
-            Machine { bytes, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+            Machine { bytes, any_name, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
         for _ in 0..MAX_STEPS {
             match machine.byte()? {
                 b'.' => {
@@ -97,6 +116,18 @@ impl Pickle {
             }
         }
         Err(PickleError::TooLong)
+    }
+
+    /// Index of the outermost value.
+    pub(super) fn root_id(&self) -> Id {
+        self.root
+    }
+
+    /// The value of a text key of a dictionary.
+    pub(super) fn item(&self, dictionary: &Value, key: &str) -> Option<&Value> {
+        let Value::Dict(items) = dictionary else { return None };
+        let found = items.iter().find(|(k, _)| matches!(self.get(*k), Value::Text(text) if text == key));
+        found.map(|(_, value)| self.get(*value))
     }
 
     /// The outermost value.
@@ -112,6 +143,7 @@ impl Pickle {
 
 struct Machine<'a, 'b> {
     bytes: &'a mut &'b [u8],
+    any_name: bool,
     values: Vec<Value>,
     stack: Vec<Id>,
     /// Heights of the stack at open marks.
@@ -136,13 +168,40 @@ impl<'b> Machine<'_, 'b> {
                 let number = i32::from_le_bytes(self.array()?);
                 self.push(Value::Int(i64::from(number)))
             }
-            b'X' => {
-                let length = u32::from_le_bytes(self.array()?);
-                let text = self.take(length as usize)?.to_vec();
+            b'G' => {
+                let number = f64::from_be_bytes(self.array()?);
+                self.push(Value::Float(number))
+            }
+            0x8a => {
+                let length = self.byte()?;
+                let bytes = self.take(usize::from(length))?;
+                let mut number = [if bytes.last().is_some_and(|b| *b >= 0x80) { 0xff } else { 0 }; 8];
+                number.get_mut(..bytes.len()).ok_or_else(|| damaged("a huge number"))?.copy_from_slice(bytes);
+                self.push(Value::Int(i64::from_le_bytes(number)))
+            }
+            b'X' | 0x8c | 0x8d => {
+                let length = self.length(opcode, 0x8c, 0x8d)?;
+                let text = self.take(length)?.to_vec();
                 let text = String::from_utf8(text).map_err(|_| damaged("text that is not UTF-8"))?;
                 self.push(Value::Text(text))
             }
+            b'B' | b'C' | 0x8e => {
+                let length = self.length(opcode, b'C', 0x8e)?;
+                let bytes = self.take(length)?.to_vec();
+                self.push(Value::Bytes(bytes))
+            }
+            // A frame: how many bytes belong together, which matters to who reads from a pipe.
+            0x95 => self.array::<8>().map(|_| ()),
             b'c' => self.global(),
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let text = |id: Id| match self.values.get(id) {
+                    Some(Value::Text(text)) => Ok(text.clone()),
+                    _ => Err(damaged("a name that is no text")),
+                };
+                let (module, name) = (text(module)?, text(name)?);
+                self.named(module.as_bytes(), name.as_bytes())
+            }
             b'}' => self.push(Value::Dict(Vec::new())),
             b']' | b')' => self.push(Value::Sequence(Vec::new())),
             0x85..=0x87 => {
@@ -157,12 +216,18 @@ impl<'b> Machine<'_, 'b> {
             }
             b'e' | b'a' => self.append(opcode),
             b'u' | b's' => self.set_items(opcode),
-            b'R' => {
+            b'R' | 0x81 => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                self.push(Value::Call { function, arguments, items: Vec::new() })
+                self.push(Value::Call { function, arguments, items: Vec::new(), state: None })
             }
-            // State of an object (`_metadata` of a module's dictionary): not needed.
-            b'b' => self.pop().map(|_| ()),
+            b'b' => {
+                let new = self.pop()?;
+                let target = *self.stack.last().ok_or_else(empty)?;
+                if let Value::Call { state, .. } = &mut self.values[target] {
+                    *state = Some(new);
+                }
+                Ok(())
+            }
             b'Q' => {
                 let id = self.pop()?;
                 self.push(Value::Persistent(id))
@@ -171,6 +236,11 @@ impl<'b> Machine<'_, 'b> {
                 let top = *self.stack.last().ok_or_else(empty)?;
                 let number = self.memo_number(opcode == b'q')?;
                 self.memo.insert(number, top);
+                Ok(())
+            }
+            0x94 => {
+                let top = *self.stack.last().ok_or_else(empty)?;
+                self.memo.insert(self.memo.len() as u32, top);
                 Ok(())
             }
             b'h' | b'j' => {
@@ -190,10 +260,16 @@ impl<'b> Machine<'_, 'b> {
 
     fn global(&mut self) -> Result<(), PickleError> {
         let (module, name) = (self.line()?, self.line()?);
+        self.named(module, name)
+    }
+
+    fn named(&mut self, module: &[u8], name: &[u8]) -> Result<(), PickleError> {
         let global = match (module, name) {
             (b"collections", b"OrderedDict") => Global::OrderedDict,
             (b"torch._utils", b"_rebuild_tensor_v2") => Global::RebuildTensor,
+            (b"torch._utils", b"_rebuild_parameter") if self.any_name => Global::RebuildParameter,
             (b"torch", b"FloatStorage") => Global::FloatStorage,
+            _ if self.any_name => Global::Other,
             _ => {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
                 return Err(PickleError::Global { name: format!("{}.{}", text(module), text(name)) });
@@ -230,6 +306,19 @@ impl<'b> Machine<'_, 'b> {
             _ => return Err(damaged("items for something that is no dictionary")),
         }
         Ok(())
+    }
+
+    /// The length in front of a text or of bytes: one, four or eight bytes.
+    fn length(&mut self, opcode: u8, short: u8, long: u8) -> Result<usize, PickleError> {
+        if opcode == short {
+            return self.byte().map(usize::from);
+        }
+        let length = if opcode == long {
+            u64::from_le_bytes(self.array()?)
+        } else {
+            u64::from(u32::from_le_bytes(self.array()?))
+        };
+        usize::try_from(length).map_err(|_| PickleError::Truncated)
     }
 
     fn memo_number(&mut self, short: bool) -> Result<u32, PickleError> {

@@ -113,7 +113,8 @@ pub fn check_actor(actor: &ActorWeights) -> Result<(), StructureError> {
     equal("actor", "the output width (means and log standard deviations)", outputs / 2 * 2, outputs)
 }
 
-/// Checks everything a pretrained ensemble brings. Critics may be absent, both or none.
+/// Checks everything a pretrained ensemble brings. Critics may be absent, both or none; a single actor may have any
+/// number of twins.
 ///
 /// # Errors
 /// The first thing that is wrong.
@@ -125,9 +126,11 @@ pub fn check_ensemble(weights: &EnsembleWeights) -> Result<(), StructureError> {
         return Ok(());
     }
     let action_dim = weights.actor.stack.outputs() / 2;
+    let actors = weights.actor.stack.members;
+    let members = if actors == 1 { weights.critic1.members } else { actors };
     for (name, critic) in critics.into_iter().chain(targets) {
         check_stack(name, critic)?;
-        equal(name, "the number of members", weights.actor.stack.members, critic.members)?;
+        equal(name, "the number of members", members, critic.members)?;
         equal(
             name,
             "the input width (observation and action)",

@@ -2,16 +2,20 @@
 //!
 //! A file is five pickles (magic number, protocol 1001, facts about the machine, the dictionary, the keys of its
 //! storages), then per storage an `i64` count and the raw little-endian numbers. The zip format of later versions is
-//! recognised and refused with advice.
+//! recognised and refused; [`super::torch_zip`] reads it.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::pickle::{Global, Id, Pickle, PickleError, Value};
+use super::stored_zip::ZipError;
 
 /// Largest file that is read.
 pub const MAX_BYTES: usize = 256 << 20;
 /// Pickles of the magic number 0x1950a86a20f9469cfc6c and of protocol 1001.
 const PREFIX: &[u8; 21] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.";
+
+/// Raw numbers of storages by their keys.
+pub(super) type Storages<'a> = HashMap<String, &'a [[u8; 4]]>;
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,9 +37,7 @@ pub enum TorchError {
         bytes: usize,
     },
     /// The zip format.
-    #[error(
-        "this is the zip format of PyTorch 1.6 and later; save it with torch.save(..., _use_new_zipfile_serialization=False)"
-    )]
+    #[error("this is the zip format of PyTorch 1.6 and later, not the older one")]
     Zip,
     /// Another file.
     #[error("not a file of torch.save")]
@@ -60,6 +62,9 @@ pub enum TorchError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The zip archive around the tensors.
+    #[error(transparent)]
+    Archive(#[from] ZipError),
     /// Numbers are missing, or bytes follow.
     #[error("the storages do not fill the file exactly (truncated, or something was appended)")]
     Length,
@@ -116,7 +121,7 @@ fn little_endian(system: &Pickle) -> Result<(), TorchError> {
 }
 
 /// The raw numbers of each storage.
-fn storages<'a>(keys: &Pickle, mut bytes: &'a [u8]) -> Result<HashMap<String, &'a [[u8; 4]]>, TorchError> {
+fn storages<'a>(keys: &Pickle, mut bytes: &'a [u8]) -> Result<Storages<'a>, TorchError> {
     let Value::Sequence(ids) = keys.root() else {
         return Err(content("no list of storages"));
     };
@@ -135,10 +140,10 @@ fn storages<'a>(keys: &Pickle, mut bytes: &'a [u8]) -> Result<HashMap<String, &'
 }
 
 /// `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
-fn tensor(
+pub(super) fn tensor(
     object: &Pickle,
     id: Id,
-    storages: &HashMap<String, &[[u8; 4]]>,
+    storages: &Storages<'_>,
     budget: &mut usize,
 ) -> Result<Tensor, &'static str> {
     let Value::Call { function, arguments, .. } = object.get(id) else {
@@ -164,7 +169,7 @@ fn tensor(
 }
 
 /// The key in `("storage", FloatStorage, key, location, count, None)`.
-fn storage_key(object: &Pickle, id: Id) -> Option<&str> {
+pub(super) fn storage_key(object: &Pickle, id: Id) -> Option<&str> {
     let Value::Persistent(id) = object.get(id) else {
         return None;
     };
@@ -208,7 +213,7 @@ fn sizes_of(object: &Pickle, ids: &[Id]) -> Result<Vec<usize>, &'static str> {
     ids.iter().map(size).collect()
 }
 
-fn content(what: &'static str) -> TorchError {
+pub(super) fn content(what: &'static str) -> TorchError {
     TorchError::Content { what }
 }
 

@@ -15,6 +15,8 @@ pub(crate) const OFFLINE_PRIORITY: f32 = 1.0;
 pub struct BalancedSettings {
     /// `rho0`: share of the first 1000 online samples in all draws when they arrive, in `[0, 1)`.
     pub initial_online_share: f64,
+    /// Share of offline rows in every minibatch of the symmetric sampler, in `[0, 1]`.
+    pub offline_share: f64,
     /// `T` in `w^(1/T)`, above 0.
     pub priority_temperature: f64,
     /// Written priorities are clamped to at least this.
@@ -27,6 +29,7 @@ impl From<&ReplayConfig> for BalancedSettings {
     fn from(config: &ReplayConfig) -> Self {
         Self {
             initial_online_share: config.initial_online_share,
+            offline_share: config.offline_share,
             priority_temperature: config.priority_temperature,
             priority_min: config.priority_min,
             priority_max: config.priority_max,

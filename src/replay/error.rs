@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::frames::FrameShape;
 use super::layout::Layout;
 use crate::episode::EpisodeError;
 use crate::spaces::Source;
@@ -114,7 +115,7 @@ pub enum ReplayError {
     /// A record that does not fit the buffer's layout.
     #[error("replay: the record's {what} has {found} entries, the buffer's {wanted}")]
     Shape {
-        /// `observation` or `action`.
+        /// `observation`, `action` or `frame`.
         what: &'static str,
         /// Entries of the record.
         found: usize,
@@ -130,6 +131,32 @@ pub enum ReplayError {
         step: u32,
         /// `observation`, `action` or `reward`.
         what: &'static str,
+    },
+    /// Frames of a size that no buffer holds.
+    #[error("replay frames of {width} x {height} x {channels}: must have 1 to {most} bytes", width = shape.width, height = shape.height, channels = shape.channels)]
+    FrameShape {
+        /// The size.
+        shape: FrameShape,
+        /// Most bytes.
+        most: usize,
+    },
+    /// A buffer with frames got a record without one, or the first record repeats a frame.
+    #[error("replay: the record has no camera frame, and the buffer keeps one for each")]
+    NoFrame,
+    /// A frame for a buffer without frames.
+    #[error("replay: the buffer keeps no camera frames; create it with frames")]
+    NoFrames,
+    /// The machine's memory cannot hold the buffer.
+    #[error(
+        "replay: {what} need {needed} bytes and the machine has {available} bytes of memory for them; lower `replay.capacity`"
+    )]
+    NoMemory {
+        /// What needs it.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes that the machine has.
+        available: u64,
     },
     /// There is no valid record with this sequence number.
     #[error("replay: no valid record {sequence}; live are {first} to {last}")]
@@ -218,6 +245,9 @@ pub enum HeaderProblem {
     /// The numbers contradict each other.
     #[error("dimensions, record size or capacity contradict each other")]
     Geometry,
+    /// The frame file of another buffer.
+    #[error("it belongs to another buffer")]
+    Foreign,
     /// Data types or frame streams that this build does not know.
     #[error("it holds data types or camera frames that this build cannot read")]
     Unsupported,

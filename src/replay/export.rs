@@ -27,8 +27,14 @@ pub fn export(store: &Store) -> Result<Dataset, ReplayError> {
                     && last.step + 1 == record.step
                     && !last.flags.contains(StepFlags::OBSERVATION_ONLY)
             });
+        let over = run.len() > 1 && run[run.len() - 2].flags.contains(StepFlags::TERMINATED);
         if !follows {
             close(&mut run, &mut data);
+        } else if over {
+            // Steps go on although the task ended: the last observation of one episode begins the next.
+            let begin = run.last().cloned();
+            close(&mut run, &mut data);
+            run.extend(begin);
         }
         if readable {
             run.push(record.clone());
@@ -96,5 +102,19 @@ mod tests {
         assert_eq!(data.truncated, [false, false, true, false, true]);
         assert_eq!(data.final_observations, [0.0, 2.0, 1.0, 1.0, 1.0, 5.0]);
         assert!(data.check().is_ok());
+    }
+
+    #[test]
+    fn steps_behind_a_terminated_one_are_an_episode_of_their_own() {
+        let layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 1 };
+        let mut store = Store::in_memory(layout, 1024).unwrap();
+        for step in 0..5 {
+            let flags = if step == 1 { StepFlags::TERMINATED } else { StepFlags::default() };
+            store.append(&record(0, step, flags)).unwrap();
+        }
+        let data = export(&store).unwrap();
+        assert!(data.check().is_ok());
+        assert_eq!((data.episode_ends.clone(), data.steps() as u64), (vec![2, 4], store.transitions()));
+        assert_eq!(data.final_observations, [0.0, 2.0, 0.0, 4.0]);
     }
 }

@@ -19,17 +19,20 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
     move |source| ReplayError::Io { action, path: path.to_owned(), source }
 }
 
-/// Creates the record file with `len` allocated bytes, calls `fill`, and gives it its name only when all is on disk.
+/// Creates the file `name` with `len` allocated bytes, calls `fill`, and gives it its name only when all is on disk.
 ///
-/// The file is returned locked exclusively. A failure leaves nothing behind.
+/// One that exists is an error unless `replace`. The file is returned locked exclusively. A failure leaves nothing
+/// behind.
 pub(crate) fn create(
     dir: &Path,
+    name: &str,
     len: u64,
+    replace: bool,
     fill: impl FnOnce(&mut File) -> Result<(), ReplayError>,
 ) -> Result<(File, PathBuf), ReplayError> {
-    let path = dir.join(RECORD_FILE);
+    let path = dir.join(name);
     fs::create_dir_all(dir).map_err(io_error("create the folder", dir))?;
-    let unnamed = dir.join(format!("{RECORD_FILE}.new"));
+    let unnamed = dir.join(format!("{name}.new"));
     // Not truncated before the lock: another creator may be working on it.
     let mut file = OpenOptions::new()
         .read(true)
@@ -39,7 +42,7 @@ pub(crate) fn create(
         .open(&unnamed)
         .map_err(io_error("create", &unnamed))?;
     lock(&file, FlockOperation::NonBlockingLockExclusive, &unnamed)?;
-    let made = if path.exists() {
+    let made = if path.exists() && !replace {
         Err(ReplayError::Exists { path: path.clone() })
     } else {
         build(&mut file, &unnamed, len, fill).and_then(|()| {
@@ -103,14 +106,22 @@ fn write_zeros(file: &mut File, len: u64) -> io::Result<()> {
     io::Seek::rewind(file)
 }
 
-/// Opens a record file with the lock that fits: exclusive for writing, shared for reading.
-pub(crate) fn open(dir: &Path, write: bool) -> Result<(File, PathBuf), ReplayError> {
-    let path = dir.join(RECORD_FILE);
+/// Opens a file of a buffer with the lock that fits: exclusive for writing, shared for reading.
+pub(crate) fn open(dir: &Path, name: &str, write: bool) -> Result<(File, PathBuf), ReplayError> {
+    let path = dir.join(name);
     let file = OpenOptions::new().read(true).write(write).open(&path).map_err(io_error("open", &path))?;
     let operation =
         if write { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
     lock(&file, operation, &path)?;
     Ok((file, path))
+}
+
+/// Content of a file of a buffer that no writer has open.
+pub(crate) fn read_locked(dir: &Path, name: &str) -> Result<(Vec<u8>, PathBuf), ReplayError> {
+    let (mut file, path) = open(dir, name, false)?;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut file, &mut bytes).map_err(io_error("read", &path))?;
+    Ok((bytes, path))
 }
 
 fn lock(file: &File, operation: FlockOperation, path: &Path) -> Result<(), ReplayError> {

@@ -14,6 +14,8 @@ const CHECKSUM_AT: usize = SIZE - 4;
 const F32: u8 = 1;
 /// Below three records a ring can never hold a transition that is not about to be overwritten.
 pub(crate) const MIN_CAPACITY: u64 = 3;
+/// Camera streams that this version can read.
+const MAX_CAMERAS: u16 = 1;
 /// Slots are numbered in 32 bits.
 pub(crate) const MAX_CAPACITY: u64 = u32::MAX as u64;
 
@@ -22,6 +24,8 @@ pub(crate) const MAX_CAPACITY: u64 = u32::MAX as u64;
 pub(crate) struct Header {
     pub(crate) minor: u16,
     pub(crate) layout: Layout,
+    /// Camera streams whose frames lie in the frame file, 0 or 1.
+    pub(crate) cameras: u16,
     pub(crate) capacity: u64,
     pub(crate) generation: u64,
     /// Last sequence number that a sync covered, a hint.
@@ -32,17 +36,22 @@ pub(crate) struct Header {
 
 impl Header {
     /// A new buffer's header.
-    pub(crate) fn new(layout: Layout, capacity: u64) -> Result<Self, ReplayError> {
+    pub(crate) fn new(layout: Layout, cameras: u16, capacity: u64) -> Result<Self, ReplayError> {
         if !(MIN_CAPACITY..=MAX_CAPACITY).contains(&capacity) {
             return Err(ReplayError::Capacity { capacity, least: MIN_CAPACITY, most: MAX_CAPACITY });
         }
         let layout = layout.check()?;
-        Ok(Self { minor: MINOR, layout, capacity, generation: 1, watermark: 0, clean: true })
+        Ok(Self { minor: MINOR, layout, cameras, capacity, generation: 1, watermark: 0, clean: true })
+    }
+
+    /// Bytes of a record.
+    pub(crate) fn record_size(&self) -> usize {
+        self.layout.record_size_with(self.cameras)
     }
 
     /// Length of the whole file. `None` when it does not fit this machine's address range.
     pub(crate) fn file_len(&self) -> Option<u64> {
-        let records = self.capacity.checked_mul(self.layout.record_size() as u64)?;
+        let records = self.capacity.checked_mul(self.record_size() as u64)?;
         records.checked_add(RECORDS_AT as u64).filter(|n| isize::try_from(*n).is_ok())
     }
 
@@ -58,10 +67,11 @@ impl Header {
         put(&mut bytes, 8, &MAJOR.to_le_bytes());
         put(&mut bytes, 10, &self.minor.to_le_bytes());
         put(&mut bytes, 12, &ENDIAN.to_le_bytes());
-        put(&mut bytes, 16, &(self.layout.record_size() as u32).to_le_bytes());
+        put(&mut bytes, 16, &(self.record_size() as u32).to_le_bytes());
         put(&mut bytes, 20, &(self.layout.observation_dim as u32).to_le_bytes());
         put(&mut bytes, 24, &(self.layout.action_dim as u32).to_le_bytes());
         put(&mut bytes, 28, &[F32, F32]);
+        put(&mut bytes, 30, &self.cameras.to_le_bytes());
         put(&mut bytes, 32, &self.capacity.to_le_bytes());
         put(&mut bytes, 40, &self.layout.schema_hash.to_le_bytes());
         put(&mut bytes, 48, &self.generation.to_le_bytes());
@@ -98,7 +108,7 @@ impl Header {
         if u32_at(bytes, CHECKSUM_AT) != crc32c::crc32c(&bytes[..CHECKSUM_AT]) {
             return Err(HeaderProblem::Checksum);
         }
-        if bytes[28..30] != [F32, F32] || u16_at(30) != 0 {
+        if bytes[28..30] != [F32, F32] || u16_at(30) > MAX_CAMERAS {
             return Err(HeaderProblem::Unsupported);
         }
         let layout = Layout {
@@ -109,13 +119,14 @@ impl Header {
         let header = Self {
             minor: u16_at(10),
             layout: layout.check().map_err(|_| HeaderProblem::Geometry)?,
+            cameras: u16_at(30),
             capacity: u64_at(bytes, 32),
             generation: u64_at(bytes, 48),
             watermark: u64_at(bytes, 56),
             clean: u32_at(bytes, 64) == 1,
         };
         let capacity_fits = (MIN_CAPACITY..=MAX_CAPACITY).contains(&header.capacity);
-        if u32_at(bytes, 16) as usize != layout.record_size() || !capacity_fits || header.file_len().is_none() {
+        if u32_at(bytes, 16) as usize != header.record_size() || !capacity_fits || header.file_len().is_none() {
             return Err(HeaderProblem::Geometry);
         }
         Ok(header)
@@ -127,7 +138,7 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header::new(Layout { observation_dim: 3, action_dim: 1, schema_hash: 77 }, 10).unwrap()
+        Header::new(Layout { observation_dim: 3, action_dim: 1, schema_hash: 77 }, 0, 10).unwrap()
     }
 
     #[test]
@@ -165,7 +176,7 @@ mod tests {
     #[test]
     fn capacities_that_no_ring_can_have_are_refused() {
         for capacity in [0, 2, MAX_CAPACITY + 1, u64::MAX] {
-            assert!(Header::new(header().layout, capacity).is_err());
+            assert!(Header::new(header().layout, 0, capacity).is_err());
         }
     }
 }

@@ -35,7 +35,7 @@ fn import_from(dataset: &Dataset, dir: &Path, layout: Layout, origin: Option<Ori
     let episodes = dataset.episode_ends.len();
     // One slot more than records: in a full ring the oldest record counts as about to be overwritten.
     let capacity = (dataset.steps() + episodes + 1).max(super::header::MIN_CAPACITY as usize);
-    let mut store = Store::create_from(dir, layout, capacity as u64, origin)?;
+    let mut store = Store::create_from(dir, layout, capacity as u64, None, origin)?;
     for mut record in (0..episodes).flat_map(|episode| dataset.to_records(episode)) {
         record.flags.insert(StepFlags::OFFLINE);
         store.append(&record)?;

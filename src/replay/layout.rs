@@ -60,7 +60,13 @@ impl Layout {
 
     /// Bytes of a record: 64, 128, 256, 512 or a multiple of 512, so that none crosses a disk sector needlessly.
     pub fn record_size(self) -> usize {
-        let needed = PREFIX + 4 * (self.observation_dim + self.action_dim) + CHECKSUM;
+        self.record_size_with(0)
+    }
+
+    /// Bytes of a record that names a frame of each of `cameras` streams.
+    pub(crate) fn record_size_with(self, cameras: u16) -> usize {
+        let numbers = 4 * (self.observation_dim + self.action_dim);
+        let needed = PREFIX + numbers + FrameRef::SIZE * usize::from(cameras) + CHECKSUM;
         if needed <= 512 { needed.next_power_of_two().max(64) } else { needed.next_multiple_of(512) }
     }
 
@@ -75,8 +81,9 @@ impl Layout {
         start..start + 4 * self.action_dim
     }
 
-    /// Writes `record` into `out`, which has exactly one record's length, the checksum last.
-    pub(crate) fn encode(self, sequence: u64, record: &StepRecord, out: &mut [u8]) {
+    /// Writes `record` into `out`, which has exactly one record's length, the checksum last. `frame` is what the
+    /// camera saw, in a buffer with frames.
+    pub(crate) fn encode(self, sequence: u64, record: &StepRecord, frame: Option<FrameRef>, out: &mut [u8]) {
         out.fill(0);
         let only_observation = record.flags.contains(StepFlags::OBSERVATION_ONLY);
         let age = record.use_us.saturating_sub(record.capture_us).min(MAX_AGE_US);
@@ -92,9 +99,19 @@ impl Layout {
         if !only_observation {
             put_floats(&mut out[self.action()], &record.action);
         }
+        if let Some(frame) = frame {
+            put(out, self.action().end, &frame.number.to_le_bytes());
+            put(out, self.action().end + 8, &frame.checksum.to_le_bytes());
+        }
         let body = out.len() - CHECKSUM;
         let checksum = crc32c::crc32c(&out[..body]);
         put(out, body, &checksum.to_le_bytes());
+    }
+
+    /// The frame that a record of a buffer with frames belongs to.
+    pub(crate) fn frame(self, bytes: &[u8]) -> FrameRef {
+        let at = self.action().end;
+        FrameRef { number: u64_at(bytes, at), checksum: u32_at(bytes, at + 8) }
     }
 
     /// Reads a record whose checksum was verified. The sequence number comes from [`Head::read`].
@@ -115,6 +132,19 @@ impl Layout {
             into.action.extend(floats(&bytes[self.action()]));
         }
     }
+}
+
+/// What a record says about its frame. The checksum ties the record to the pixels themselves: after two power cuts
+/// a frame number alone could name a frame that was never seen with this record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameRef {
+    pub(crate) number: u64,
+    pub(crate) checksum: u32,
+}
+
+impl FrameRef {
+    /// Bytes in a record.
+    const SIZE: usize = 12;
 }
 
 /// The part of a record that decides which neighbours form a transition.
@@ -204,6 +234,7 @@ mod tests {
         assert_eq!(layout(17, 6).record_size(), 128);
         assert_eq!(layout(3, 1).record_size(), 64);
         assert_eq!(layout(17, 7).record_size(), 256);
+        assert_eq!((layout(13, 7).record_size_with(1), layout(14, 7).record_size_with(1)), (128, 256));
         assert_eq!(layout(MAX_OBSERVATION, MAX_ACTION).record_size(), 512);
         assert_eq!(layout(200, 20).record_size(), 1024);
     }
@@ -224,14 +255,14 @@ mod tests {
         record.observation.extend([1.0, f32::MIN_POSITIVE, -3.0]);
         record.action.extend([0.25, -1.0]);
         let mut bytes = vec![0xAA; layout.record_size()];
-        layout.encode(MAX_SEQUENCE, &record, &mut bytes);
+        layout.encode(MAX_SEQUENCE, &record, None, &mut bytes);
         assert!(checksum_fits(&bytes));
         assert_eq!(Head::read(&bytes).sequence, MAX_SEQUENCE);
         let mut back = StepRecord::default();
         layout.decode(&bytes, &mut back);
         assert_eq!(back, record);
         record.use_us = record.capture_us + 2 * MAX_AGE_US;
-        layout.encode(1, &record, &mut bytes);
+        layout.encode(1, &record, None, &mut bytes);
         layout.decode(&bytes, &mut back);
         assert_eq!(back.use_us - back.capture_us, MAX_AGE_US);
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ReplayError;
 use super::files;
-use super::header::{MAJOR, MINOR};
-use super::layout::Layout;
+use super::frames::FrameShape;
+use super::header::{Header, MAJOR, MINOR};
 
 const FILE: &str = "meta.json";
 
@@ -22,6 +22,8 @@ pub(crate) struct Meta {
     schema_hash: String,
     record_bytes: usize,
     capacity: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    frames: Option<FrameShape>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) origin: Option<Origin>,
 }
@@ -38,15 +40,17 @@ pub(crate) struct Origin {
 }
 
 impl Meta {
-    pub(crate) fn new(layout: Layout, capacity: u64, origin: Option<Origin>) -> Self {
+    pub(crate) fn new(header: &Header, frames: Option<FrameShape>, origin: Option<Origin>) -> Self {
+        let layout = header.layout;
         Self {
             format: "fieldtune replay buffer".into(),
             version: format!("{MAJOR}.{MINOR}"),
             observation_dim: layout.observation_dim,
             action_dim: layout.action_dim,
             schema_hash: format!("{:016x}", layout.schema_hash),
-            record_bytes: layout.record_size(),
-            capacity,
+            record_bytes: header.record_size(),
+            capacity: header.capacity,
+            frames,
             origin,
         }
     }

@@ -12,15 +12,19 @@
 #![doc = include_str!("../../docs/replay-format.md")]
 
 mod balanced;
+mod budget;
+mod draw;
 mod error;
 mod export;
 mod files;
+mod frames;
 mod header;
 mod import;
 mod layout;
 mod meta;
 mod priority_file;
 mod region;
+mod repair;
 mod sampler;
 mod scan;
 mod slot_set;
@@ -28,11 +32,14 @@ mod store;
 mod sum_tree;
 
 pub use balanced::BalancedSettings;
+pub use budget::Budget;
 pub use error::{HeaderProblem, ReplayError};
 pub use export::export;
+pub use frames::{FrameShape, Seen};
 pub use import::{import, open_offline};
 pub use layout::{Layout, MAX_AGE_US};
 pub use region::Region;
+pub use repair::{open_damaged, repair};
 pub use sampler::{Replay, ReplayState, ReplayStats};
 pub use scan::{BadReason, BadRecords};
 pub use store::{Access, Store};

@@ -7,10 +7,11 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use memmap2::{Advice, Mmap, MmapMut};
 
-/// Storage of one record file.
+/// Storage of one file of a buffer.
 pub trait Region: Send + fmt::Debug {
     /// All bytes.
     fn bytes(&self) -> &[u8];
@@ -23,11 +24,49 @@ pub trait Region: Send + fmt::Debug {
         let _ = range;
     }
 
+    /// Takes the bytes out of locked memory, where `mlockall` put them.
+    fn unlock(&self) {}
+
     /// Returns once everything written so far would survive a power cut.
     ///
     /// # Errors
     /// When the device reports a failure; what is on the disk is unknown then.
     fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Bytes of a file that are made writable ahead of the append position.
+const PREPARE: usize = 128 * 1024;
+
+/// How far ahead of the append position a file is prepared.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(usize);
+
+impl Ahead {
+    /// Call before writing into `range`.
+    pub(crate) fn prepare(&mut self, region: &mut dyn Region, range: Range<usize>) {
+        // At the start of a lap the position is below everything prepared before.
+        if range.end > self.0 || range.start + PREPARE < self.0 {
+            let end = (range.start + PREPARE).max(range.end).min(region.bytes().len());
+            region.prepare(range.start..end);
+            self.0 = end;
+        }
+    }
+
+    /// A sync makes pages read-only again, so the next write prepares them anew.
+    pub(crate) fn forget(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Writes what a checksum covers so that a process that dies in between leaves no valid checksum.
+pub(crate) fn write_checked(checksum: &mut [u8], value: &[u8], body: impl FnOnce()) {
+    checksum.fill(0);
+    // The compiler keeps the three steps apart; the processor retires stores in an order that the death of the
+    // process cannot change. Against a power cut only the checksum itself helps.
+    compiler_fence(Ordering::SeqCst);
+    body();
+    compiler_fence(Ordering::SeqCst);
+    checksum.copy_from_slice(value);
 }
 
 impl Region for Vec<u8> {
@@ -44,7 +83,7 @@ impl Region for Vec<u8> {
     }
 }
 
-/// A mapped record file together with its lock.
+/// A mapped file together with its lock.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     map: Map,
@@ -93,6 +132,17 @@ impl Region for Mapped {
         if let (Map::ReadWrite(map), true) = (&self.map, self.populate) {
             // Kernels before 5.14 do not know the advice: then writes fault one by one, which is slower, not wrong.
             self.populate = map.advise_range(Advice::PopulateWrite, range.start, range.len()).is_ok();
+        }
+    }
+
+    fn unlock(&self) {
+        // Refused only where nothing is mapped; the pages stay locked then, which wastes memory and breaks nothing.
+        let unlocked = match &self.map {
+            Map::ReadOnly(map) => map.unlock(),
+            Map::ReadWrite(map) => map.unlock(),
+        };
+        if let Err(error) = unlocked {
+            log::warn!("a replay file stays in locked memory: {error}");
         }
     }
 

@@ -1,17 +1,16 @@
-//! Replay of one run: an optional offline buffer, the online buffer, and the draws from both.
+//! Replay of one run: an optional offline buffer, the online buffer, and the priorities of both.
 
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::balanced::{BalancedSettings, OFFLINE_PRIORITY};
 use super::error::ReplayError;
-use super::layout::{Head, Layout, copy_floats, reward};
+use super::frames::Seen;
+use super::layout::Layout;
 use super::priority_file::{Owner, Snapshot};
 use super::store::Store;
 use super::sum_tree::SumTree;
-use crate::config::{ReplayConfig, SamplerKind};
-use crate::spaces::{Minibatch, Source, StepFlags, StepRecord};
+use crate::config::{ReplayConfig, Retention};
+use crate::spaces::{Source, StepRecord};
 
 /// What the learner samples from.
 ///
@@ -19,17 +18,22 @@ use crate::spaces::{Minibatch, Source, StepFlags, StepRecord};
 /// a leaf has a priority above zero only while its slot holds a transition that may be sampled.
 #[derive(Debug)]
 pub struct Replay {
-    offline: Option<Store>,
-    online: Store,
-    settings: BalancedSettings,
-    tree: SumTree,
+    pub(super) offline: Option<Store>,
+    pub(super) online: Store,
+    pub(super) settings: BalancedSettings,
+    pub(super) tree: SumTree,
+    /// Share of every minibatch that comes from steps of a person.
+    pub(super) intervention_share: f64,
+    retention: Retention,
+    /// Records that a full buffer did not take.
+    not_kept: u64,
     /// Priority of a new transition: the largest of P0 and all priorities ever written. Never decreases.
     running_maximum: f32,
     /// Leaf of the first online slot.
-    online_leaf: usize,
-    drawn: Vec<u32>,
+    pub(super) online_leaf: usize,
+    pub(super) drawn: Vec<u32>,
     clamped: Vec<f32>,
-    warned_all_zero: bool,
+    pub(super) warned_all_zero: bool,
 }
 
 /// The part of a [`Replay`] that a checkpoint holds; records and priorities have files of their own.
@@ -52,6 +56,10 @@ pub struct ReplayStats {
     pub online_capacity: u64,
     /// Online records that newer ones have replaced, over the life of the buffer.
     pub overwritten: u64,
+    /// Records of this process that a full buffer which keeps all did not take.
+    pub not_kept: u64,
+    /// Online transitions in which a person chose the action.
+    pub interventions: u64,
     /// Damaged records found when the two buffers were opened.
     pub bad_records: u64,
     /// Share of the online transitions in the priorities, in `[0, 1]`.
@@ -69,6 +77,10 @@ impl Replay {
     pub fn new(offline: Option<Store>, online: Store, config: &ReplayConfig) -> Result<Self, ReplayError> {
         let settings = BalancedSettings::from(config);
         settings.check()?;
+        if !(0.0..1.0).contains(&config.intervention_share) {
+            let (key, value) = ("intervention_share", config.intervention_share);
+            return Err(ReplayError::Setting { key, value, range: "at least 0 and below 1" });
+        }
         if let Some(offline) = &offline {
             offline.expect_layout(online.layout())?;
         }
@@ -89,6 +101,9 @@ impl Replay {
             online,
             settings,
             tree,
+            intervention_share: config.intervention_share,
+            retention: config.retention,
+            not_kept: 0,
             running_maximum: first,
             online_leaf,
             drawn: Vec::new(),
@@ -137,12 +152,33 @@ impl Replay {
     }
 
     /// Appends a record to the online buffer. Its transition can be drawn once the next record has arrived, with
-    /// the running maximum as its priority.
+    /// the running maximum as its priority. A full buffer that keeps all ([`Retention::KeepAll`]) does not take it:
+    /// see [`ReplayStats::not_kept`].
     ///
     /// # Errors
     /// As [`Store::append`].
     pub fn append(&mut self, record: &StepRecord) -> Result<(), ReplayError> {
-        let sequence = self.online.append(record)?;
+        self.append_by(|online| online.append(record))
+    }
+
+    /// [`Replay::append`] for a buffer with camera frames.
+    ///
+    /// # Errors
+    /// As [`Store::append_with_frame`].
+    pub fn append_with_frame(&mut self, record: &StepRecord, seen: Seen<'_>) -> Result<(), ReplayError> {
+        self.append_by(|online| online.append_with_frame(record, seen))
+    }
+
+    fn append_by(&mut self, append: impl FnOnce(&mut Store) -> Result<u64, ReplayError>) -> Result<(), ReplayError> {
+        if self.retention == Retention::KeepAll && self.online.last_sequence() >= self.online.capacity() {
+            self.not_kept += 1;
+            if self.not_kept == 1 {
+                let capacity = self.online.capacity();
+                log::warn!("replay: all {capacity} records are used and kept; steps are no longer recorded");
+            }
+            return Ok(());
+        }
+        let sequence = append(&mut self.online)?;
         // The leaf of the record that was just replaced is zero already, by the same line one append earlier.
         self.tree.set(self.online_leaf + self.online.slot(sequence + 1), 0.0)?;
         if sequence > 1 {
@@ -180,129 +216,19 @@ impl Replay {
         snapshot.write(dir)
     }
 
-    /// Fills `into` with `rows` transitions.
-    ///
-    /// `Balanced` draws by priority, one row from each of `rows` equal parts of the total; when all priorities
-    /// are zero it draws uniformly and says so once. `Uniform` draws over both buffers, `Online` over one.
-    /// Allocates only while `into` grows. The same state, seed and `rows` give the same minibatch.
-    ///
-    /// # Errors
-    /// When there is no transition to draw.
-    pub fn sample(
-        &mut self,
-        kind: SamplerKind,
-        rows: usize,
-        rng: &mut ChaCha8Rng,
-        into: &mut Minibatch,
-    ) -> Result<(), ReplayError> {
-        match kind {
-            SamplerKind::Balanced => self.draw_balanced(rows, rng)?,
-            SamplerKind::Uniform => self.draw_uniform(rows, rng)?,
-            SamplerKind::Online => self.draw_side(Source::Online, rows, rng)?,
-        }
-        self.gather(into);
-        Ok(())
-    }
-
-    /// Fills `into` with `rows` transitions of one side, drawn uniformly, for the density-ratio loss.
-    ///
-    /// # Errors
-    /// When that side has no transition.
-    pub fn sample_source(
-        &mut self,
-        source: Source,
-        rows: usize,
-        rng: &mut ChaCha8Rng,
-        into: &mut Minibatch,
-    ) -> Result<(), ReplayError> {
-        self.draw_side(source, rows, rng)?;
-        self.gather(into);
-        Ok(())
-    }
-
-    fn draw_balanced(&mut self, rows: usize, rng: &mut ChaCha8Rng) -> Result<(), ReplayError> {
-        if self.tree.total() > 0.0 {
-            self.tree.sample_stratified(rows, rng, &mut self.drawn);
-            return Ok(());
-        }
-        self.draw_uniform(rows, rng)?;
-        if !std::mem::replace(&mut self.warned_all_zero, true) {
-            log::warn!("replay: all priorities are zero; drawing uniformly instead of balanced");
-        }
-        Ok(())
-    }
-
-    fn draw_uniform(&mut self, rows: usize, rng: &mut ChaCha8Rng) -> Result<(), ReplayError> {
-        let (offline, online) = (self.offline_transitions(), self.online_transitions());
-        if offline + online == 0 {
-            return Err(ReplayError::Empty { source_side: None });
-        }
-        self.drawn.clear();
-        for _ in 0..rows {
-            let side = if rng.random_range(0..offline + online) < offline { Source::Offline } else { Source::Online };
-            self.draw_one(side, rng);
-        }
-        Ok(())
-    }
-
-    fn draw_side(&mut self, source: Source, rows: usize, rng: &mut ChaCha8Rng) -> Result<(), ReplayError> {
-        self.drawn.clear();
-        for _ in 0..rows {
-            if !self.draw_one(source, rng) {
-                return Err(ReplayError::Empty { source_side: Some(source) });
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds a uniform draw from one side; `false` when that side is empty.
-    fn draw_one(&mut self, source: Source, rng: &mut ChaCha8Rng) -> bool {
-        let leaf = match source {
-            Source::Offline => self.offline.as_ref().and_then(|o| o.transition_slots().draw(rng)),
-            Source::Online => self.online.transition_slots().draw(rng).map(|slot| self.online_leaf + slot),
-        };
-        self.drawn.extend(leaf.map(|leaf| leaf as u32));
-        leaf.is_some()
-    }
-
-    /// Copies the drawn transitions into the columns of `into`.
-    fn gather(&self, into: &mut Minibatch) {
-        let layout = self.online.layout();
-        let (observation, action) = (layout.observation_dim, layout.action_dim);
-        let rows = self.drawn.len();
-        into.rows = rows;
-        into.observation.resize(rows * observation, 0.0);
-        into.next_observation.resize(rows * observation, 0.0);
-        into.action.resize(rows * action, 0.0);
-        into.reward.resize(rows, 0.0);
-        into.terminated.resize(rows, 0.0);
-        into.leaf.clone_from(&self.drawn);
-        into.source.clear();
-        let columns = into
-            .observation
-            .chunks_exact_mut(observation)
-            .zip(into.next_observation.chunks_exact_mut(observation))
-            .zip(into.action.chunks_exact_mut(action))
-            .zip(into.reward.iter_mut().zip(&mut into.terminated));
-        for (leaf, (((observation, next), action), (reward_out, terminated))) in self.drawn.iter().zip(columns) {
-            let (store, slot, source) = self.locate(*leaf);
-            let (record, following) = store.transition(slot);
-            copy_floats(&record[layout.observation()], observation);
-            copy_floats(&following[layout.observation()], next);
-            copy_floats(&record[layout.action()], action);
-            *reward_out = reward(record);
-            *terminated = f32::from(u8::from(Head::read(record).flags.contains(StepFlags::TERMINATED)));
-            into.source.push(source);
-        }
-    }
-
     /// Buffer and slot of a leaf.
-    fn locate(&self, leaf: u32) -> (&Store, usize, Source) {
+    pub(super) fn locate(&self, leaf: u32) -> (&Store, usize, Source) {
         let leaf = leaf as usize;
         match &self.offline {
             Some(offline) if leaf < self.online_leaf => (offline, leaf, Source::Offline),
             _ => (&self.online, leaf - self.online_leaf, Source::Online),
         }
+    }
+
+    /// Records of the online buffer that are newer than the one of an online leaf.
+    pub fn online_age(&self, leaf: u32) -> u64 {
+        let slot = (leaf as usize).saturating_sub(self.online_leaf);
+        self.online.last_sequence().saturating_sub(self.online.sequence_in(slot))
     }
 
     /// Writes the priorities of sampled rows, clamped to the configured range; the running maximum follows. Of
@@ -343,6 +269,14 @@ impl Replay {
         self.offline.as_ref().map_or(0, Store::transitions)
     }
 
+    /// Takes both buffers out of locked memory: see [`Store::unlock_memory`].
+    pub fn unlock_memory(&self) {
+        self.online.unlock_memory();
+        if let Some(offline) = &self.offline {
+            offline.unlock_memory();
+        }
+    }
+
     /// The online buffer.
     pub fn online(&self) -> &Store {
         &self.online
@@ -378,6 +312,8 @@ impl Replay {
             online_records: self.online.len(),
             online_capacity: self.online.capacity(),
             overwritten: self.online.overwritten(),
+            not_kept: self.not_kept,
+            interventions: self.online.interventions(),
             bad_records: self.online.bad_records().total()
                 + self.offline.as_ref().map_or(0, |o| o.bad_records().total()),
             online_share: if total > 0.0 { (1.0 - offline / total).clamp(0.0, 1.0) } else { 0.0 },

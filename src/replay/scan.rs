@@ -1,12 +1,18 @@
 //! What an opener learns by reading every slot once: nothing but the records themselves is believed.
 
+use std::fmt;
+
+use serde::Serialize;
+
+use super::frames::Frames;
 use super::header::Header;
 use super::layout::{Head, RECORDS_AT, checksum_fits, floats, reward};
 use super::slot_set::SlotSet;
 use crate::spaces::StepFlags;
 
 /// Why a slot that is not empty holds no usable record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BadReason {
     /// The checksum does not fit: torn by a crash, or damaged later.
     Checksum,
@@ -16,10 +22,24 @@ pub enum BadReason {
     EarlierLap,
     /// Whole, but with NaN or infinite numbers.
     NotFinite,
+    /// Whole, but the camera frame that belongs to it is damaged or was replaced.
+    Frame,
+}
+
+impl fmt::Display for BadReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checksum => "the checksum does not fit: torn by a crash, or damaged later",
+            Self::Misplaced => "the record belongs to another slot",
+            Self::EarlierLap => "from an earlier lap: what replaced it never reached the disk",
+            Self::NotFinite => "NaN or infinite numbers",
+            Self::Frame => "its camera frame is damaged or was replaced",
+        })
+    }
 }
 
 /// Slots without a usable record, by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BadRecords {
     /// [`BadReason::Checksum`].
     pub checksum: u64,
@@ -29,6 +49,8 @@ pub struct BadRecords {
     pub earlier_lap: u64,
     /// [`BadReason::NotFinite`].
     pub not_finite: u64,
+    /// [`BadReason::Frame`].
+    pub frame: u64,
     /// The first of them: slot and reason, at most [`BadRecords::LISTED`].
     pub first: Vec<(u64, BadReason)>,
 }
@@ -39,7 +61,7 @@ impl BadRecords {
 
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.checksum + self.misplaced + self.earlier_lap + self.not_finite
+        self.checksum + self.misplaced + self.earlier_lap + self.not_finite + self.frame
     }
 
     fn count(&mut self, slot: usize, reason: BadReason) {
@@ -48,6 +70,7 @@ impl BadRecords {
             BadReason::Misplaced => &mut self.misplaced,
             BadReason::EarlierLap => &mut self.earlier_lap,
             BadReason::NotFinite => &mut self.not_finite,
+            BadReason::Frame => &mut self.frame,
         } += 1;
         if self.first.len() < Self::LISTED {
             self.first.push((slot as u64, reason));
@@ -74,12 +97,12 @@ enum Slot {
 }
 
 /// Reads all slots. `file` has at least the length that `header` promises.
-pub(crate) fn scan(file: &[u8], header: &Header) -> Scan {
+pub(crate) fn scan(file: &[u8], header: &Header, frames: Option<&Frames>) -> Scan {
     let capacity = header.capacity as usize;
-    let records = file[RECORDS_AT..].chunks_exact(header.layout.record_size()).take(capacity);
+    let records = file[RECORDS_AT..].chunks_exact(header.record_size()).take(capacity);
     let mut scan = Scan { valid: SlotSet::new(capacity), last: 0, next_episode: 0, bad: BadRecords::default() };
     for (slot, bytes) in records.clone().enumerate() {
-        match look_at(bytes, slot, header) {
+        match look_at(bytes, slot, header, frames) {
             Slot::Empty => {}
             Slot::Bad(reason) => scan.bad.count(slot, reason),
             Slot::Record(head) => {
@@ -98,7 +121,7 @@ pub(crate) fn scan(file: &[u8], header: &Header) -> Scan {
     scan
 }
 
-fn look_at(bytes: &[u8], slot: usize, header: &Header) -> Slot {
+fn look_at(bytes: &[u8], slot: usize, header: &Header, frames: Option<&Frames>) -> Slot {
     let head = Head::read(bytes);
     if head.sequence == 0 && bytes.iter().all(|b| *b == 0) {
         return Slot::Empty;
@@ -113,6 +136,9 @@ fn look_at(bytes: &[u8], slot: usize, header: &Header) -> Slot {
     let mut numbers = floats(&bytes[header.layout.observation()]).chain(floats(&bytes[action]));
     if !reward(bytes).is_finite() || !numbers.all(f32::is_finite) {
         return Slot::Bad(BadReason::NotFinite);
+    }
+    if frames.is_some_and(|frames| !frames.holds(header.layout.frame(bytes))) {
+        return Slot::Bad(BadReason::Frame);
     }
     Slot::Record(head)
 }

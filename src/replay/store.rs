@@ -1,20 +1,18 @@
 //! One buffer: a ring of records that survives the death of its writer (`docs/replay-format.md`).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{Ordering, compiler_fence};
 
+use super::budget::Budget;
 use super::error::ReplayError;
-use super::files::{self, io_error};
+use super::files::{self, RECORD_FILE, io_error};
+use super::frames::{FrameShape, Frames, Seen};
 use super::header::{Header, MINOR};
 use super::layout::{Head, Layout, MAX_SEQUENCE, RECORDS_AT, u32_at};
 use super::meta::{Meta, Origin};
-use super::region::{Mapped, Region};
+use super::region::{Ahead, Mapped, Region, write_checked};
 use super::scan::{BadRecords, scan};
 use super::slot_set::SlotSet;
 use crate::spaces::{StepFlags, StepRecord};
-
-/// Bytes of the file that are made writable ahead of the append position.
-const PREPARE: usize = 128 * 1024;
 
 /// How a buffer is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +31,7 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Store {
     region: Box<dyn Region>,
+    frames: Option<Frames>,
     /// Record file, or a name for people.
     path: PathBuf,
     /// Folder of a buffer on disk.
@@ -47,10 +46,12 @@ pub struct Store {
     next_episode: u32,
     valid: SlotSet,
     transitions: SlotSet,
+    /// Those of the transitions in which a person chose the action.
+    interventions: SlotSet,
     bad: BadRecords,
     poisoned: Option<String>,
     scratch: Vec<u8>,
-    prepared_to: usize,
+    ahead: Ahead,
 }
 
 impl Store {
@@ -60,7 +61,20 @@ impl Store {
     /// When a buffer exists there, the disk is too small ([`ReplayError::NoSpace`]), or layout or capacity are
     /// impossible. Nothing is left behind then.
     pub fn create(dir: &Path, layout: Layout, capacity: u64) -> Result<Self, ReplayError> {
-        Self::create_from(dir, layout, capacity, None)
+        Self::create_from(dir, layout, capacity, None, None)
+    }
+
+    /// [`Store::create`] with a camera frame for every record.
+    ///
+    /// # Errors
+    /// As [`Store::create`], and when no buffer holds frames of this size or the memory is too small for them.
+    pub fn create_with_frames(
+        dir: &Path,
+        layout: Layout,
+        capacity: u64,
+        shape: FrameShape,
+    ) -> Result<Self, ReplayError> {
+        Self::create_from(dir, layout, capacity, Some(shape), None)
     }
 
     /// [`Store::create`], remembering where the content comes from.
@@ -68,18 +82,25 @@ impl Store {
         dir: &Path,
         layout: Layout,
         capacity: u64,
+        shape: Option<FrameShape>,
         origin: Option<Origin>,
     ) -> Result<Self, ReplayError> {
-        let header = Header::new(layout, capacity)?;
-        let len = header.file_len().ok_or(ReplayError::Capacity { capacity, least: 1, most: u32::MAX.into() })?;
+        let header = Header::new(layout, u16::from(shape.is_some()), capacity)?;
+        let impossible = ReplayError::Capacity { capacity, least: 1, most: u32::MAX.into() };
+        let len = header.file_len().ok_or(impossible)?;
+        if dir.join(RECORD_FILE).exists() {
+            return Err(ReplayError::Exists { path: dir.join(RECORD_FILE) });
+        }
+        Budget::new(layout, capacity, shape).check(dir)?;
+        let frames = shape.map(|shape| Frames::create(dir, shape, capacity, layout.schema_hash)).transpose()?;
         let mut first = vec![0; RECORDS_AT];
         header.write(&mut first);
-        let (file, path) = files::create(dir, len, |file| {
+        let (file, path) = files::create(dir, RECORD_FILE, len, false, |file| {
             std::io::Write::write_all(file, &first).map_err(io_error("write the header in", dir))?;
-            Meta::new(layout, capacity, origin).write(dir)
+            Meta::new(&header, shape, origin).write(dir)
         })?;
         let region = Mapped::new(file, true).map_err(io_error("map", &path))?;
-        Self::start(Box::new(region), path, Some(dir.to_owned()), Access::ReadWrite)
+        Self::start(Box::new(region), frames, path, Some(dir.to_owned()), Access::ReadWrite)
     }
 
     /// Opens the buffer in the folder `dir`: reads and verifies every record.
@@ -89,13 +110,19 @@ impl Store {
     /// no error: see [`Store::bad_records`].
     pub fn open(dir: &Path, access: Access) -> Result<Self, ReplayError> {
         let write = access == Access::ReadWrite;
-        let (file, path) = files::open(dir, write)?;
+        let (file, path) = files::open(dir, RECORD_FILE, write)?;
         let len = file.metadata().map_err(io_error("look at", &path))?.len();
         if len < RECORDS_AT as u64 {
             return Err(ReplayError::Header { path, reason: super::HeaderProblem::Short });
         }
         let region = Mapped::new(file, write).map_err(io_error("map", &path))?;
-        Self::start(Box::new(region), path, Some(dir.to_owned()), access)
+        let frames = match Header::read(region.bytes()) {
+            Ok((header, _)) if header.cameras > 0 => {
+                Some(Frames::open(dir, write, header.layout.schema_hash, header.capacity)?)
+            }
+            _ => None,
+        };
+        Self::start(Box::new(region), frames, path, Some(dir.to_owned()), access)
     }
 
     /// Opens the buffer in the folder `dir` for writing, or creates it where there is none. A buffer that exists
@@ -121,23 +148,38 @@ impl Store {
     /// # Errors
     /// When layout or capacity are impossible.
     pub fn in_memory(layout: Layout, capacity: u64) -> Result<Self, ReplayError> {
-        let header = Header::new(layout, capacity)?;
+        let header = Header::new(layout, 0, capacity)?;
         let len = header.file_len().ok_or(ReplayError::Capacity { capacity, least: 1, most: u32::MAX.into() })?;
+        Budget::new(layout, capacity, None).check_in_memory()?;
         let mut bytes = vec![0; len as usize];
         header.write(&mut bytes);
         Self::from_region(Box::new(bytes), Access::ReadWrite)
     }
 
-    /// Opens whatever `region` holds, as [`Store::open`] does with a file.
+    /// Opens whatever `region` holds, as [`Store::open`] does with a file; a buffer with camera frames cannot be
+    /// opened this way.
     ///
     /// # Errors
     /// When header or length are unusable.
     pub fn from_region(region: Box<dyn Region>, access: Access) -> Result<Self, ReplayError> {
-        Self::start(region, PathBuf::from("(memory)"), None, access)
+        Self::start(region, None, PathBuf::from("(memory)"), None, access)
+    }
+
+    /// [`Store::from_region`] with the file of the camera frames.
+    ///
+    /// # Errors
+    /// As [`Store::from_region`], for both files.
+    pub fn from_regions(region: Box<dyn Region>, frames: Box<dyn Region>, access: Access) -> Result<Self, ReplayError> {
+        let path = PathBuf::from("(memory)");
+        let (header, _) =
+            Header::read(region.bytes()).map_err(|reason| ReplayError::Header { path: path.clone(), reason })?;
+        let frames = Frames::start(frames, &path, header.layout.schema_hash, header.capacity)?;
+        Self::start(region, Some(frames), path, None, access)
     }
 
     fn start(
         region: Box<dyn Region>,
+        frames: Option<Frames>,
         path: PathBuf,
         dir: Option<PathBuf>,
         access: Access,
@@ -149,10 +191,13 @@ impl Store {
         if found < needed {
             return Err(ReplayError::Truncated { path, needed, found });
         }
+        if frames.is_some() != (header.cameras > 0) {
+            return Err(ReplayError::Header { path, reason: super::HeaderProblem::Unsupported });
+        }
         if header.minor > MINOR && access == Access::ReadWrite {
             return Err(ReplayError::NewerMinor { path, minor: header.minor });
         }
-        let scan = scan(bytes, &header);
+        let scan = scan(bytes, &header, frames.as_ref());
         let mut store = Self {
             path,
             dir,
@@ -162,14 +207,23 @@ impl Store {
             last: scan.last,
             next_episode: scan.next_episode,
             transitions: SlotSet::new(header.capacity as usize),
+            interventions: SlotSet::new(header.capacity as usize),
             valid: scan.valid,
             bad: scan.bad,
             poisoned: None,
-            scratch: vec![0; header.layout.record_size()],
-            prepared_to: 0,
+            scratch: vec![0; header.record_size()],
+            ahead: Ahead::default(),
             header,
             region,
+            frames,
         };
+        if let Some(frames) = &mut store.frames
+            && store.valid.contains(((scan.last.max(1) - 1) % store.header.capacity) as usize)
+        {
+            let start = RECORDS_AT + ((scan.last - 1) % store.header.capacity) as usize * store.scratch.len();
+            let newest = &store.region.bytes()[start..start + store.scratch.len()];
+            frames.go_on_after(store.header.layout.frame(newest));
+        }
         for slot in store.valid.iter().collect::<Vec<_>>() {
             store.pair(slot);
         }
@@ -190,6 +244,26 @@ impl Store {
     /// # Errors
     /// When the record does not fit or is not finite, the buffer is read-only, or a sync failed before.
     pub fn append(&mut self, record: &StepRecord) -> Result<u64, ReplayError> {
+        if self.frames.is_some() {
+            return Err(ReplayError::NoFrame);
+        }
+        self.append_seen(record, None)
+    }
+
+    /// [`Store::append`] for a buffer with camera frames.
+    ///
+    /// # Errors
+    /// As [`Store::append`], and when the buffer has no frames, the frame has another size, or the first record of a
+    /// process wants the frame of the one before and there is none.
+    pub fn append_with_frame(&mut self, record: &StepRecord, seen: Seen<'_>) -> Result<u64, ReplayError> {
+        match &self.frames {
+            Some(frames) => frames.check(seen)?,
+            None => return Err(ReplayError::NoFrames),
+        }
+        self.append_seen(record, Some(seen))
+    }
+
+    fn append_seen(&mut self, record: &StepRecord, seen: Option<Seen<'_>>) -> Result<u64, ReplayError> {
         self.writable()?;
         self.check(record)?;
         let sequence = self.last + 1;
@@ -198,13 +272,19 @@ impl Store {
         }
         let slot = self.slot(sequence);
         self.valid.remove(slot);
-        self.header.layout.encode(sequence, record, &mut self.scratch);
-        self.prepare(slot);
+        // The frame first: a record is there only with its frame.
+        let frame = match (&mut self.frames, seen) {
+            (Some(frames), Some(seen)) => Some(frames.take(seen)?),
+            _ => None,
+        };
+        self.header.layout.encode(sequence, record, frame, &mut self.scratch);
         self.write_record(slot)?;
         self.valid.insert(slot);
         self.last = sequence;
         self.next_episode = self.next_episode.max(record.episode.saturating_add(1));
-        self.transitions.remove(self.slot(sequence + 1));
+        let about_to_go = self.slot(sequence + 1);
+        self.transitions.remove(about_to_go);
+        self.interventions.remove(about_to_go);
         if sequence > 1 {
             self.pair(self.slot(sequence - 1));
         }
@@ -244,31 +324,16 @@ impl Store {
         Ok(())
     }
 
-    /// Copies `scratch` into `slot` so that a process that dies in between leaves no valid checksum.
     fn write_record(&mut self, slot: usize) -> Result<(), ReplayError> {
         let range = self.range(slot);
+        self.ahead.prepare(&mut *self.region, range.clone());
         let Some(bytes) = self.region.bytes_mut() else {
             return Err(ReplayError::ReadOnly { path: self.path.clone() });
         };
         let (body, checksum) = bytes[range].split_at_mut(self.scratch.len() - 4);
-        checksum.fill(0);
-        // The compiler keeps the three steps apart; the processor retires stores in an order that the death of
-        // the process cannot change. Against a power cut only the checksum itself helps.
-        compiler_fence(Ordering::SeqCst);
-        body.copy_from_slice(&self.scratch[..body.len()]);
-        compiler_fence(Ordering::SeqCst);
-        checksum.copy_from_slice(&self.scratch[body.len()..]);
+        let (new_body, new_checksum) = self.scratch.split_at(body.len());
+        write_checked(checksum, new_checksum, || body.copy_from_slice(new_body));
         Ok(())
-    }
-
-    fn prepare(&mut self, slot: usize) {
-        let range = self.range(slot);
-        // At the start of a lap the position is below everything prepared before.
-        if range.end > self.prepared_to || range.start + PREPARE < self.prepared_to {
-            let end = (range.start + PREPARE).max(range.end).min(self.region.bytes().len());
-            self.region.prepare(range.start..end);
-            self.prepared_to = end;
-        }
     }
 
     /// Makes everything appended so far survive a power cut.
@@ -291,9 +356,9 @@ impl Store {
     }
 
     fn flush(&mut self) -> Result<(), ReplayError> {
-        // A sync makes pages read-only again, so the next append prepares them anew.
-        self.prepared_to = 0;
-        self.region.sync().map_err(|source| {
+        self.ahead.forget();
+        let frames = self.frames.as_mut().map_or(Ok(()), Frames::sync);
+        frames.and_then(|()| self.region.sync()).map_err(|source| {
             self.poisoned = Some(source.to_string());
             io_error("sync", &self.path)(source)
         })
@@ -319,6 +384,9 @@ impl Store {
         let about_to_go = head.sequence + self.header.capacity == self.last + 1;
         if head.leads_to(&following) && !about_to_go {
             self.transitions.insert(slot);
+            if head.flags.contains(StepFlags::INTERVENTION) {
+                self.interventions.insert(slot);
+            }
         }
     }
 
@@ -327,13 +395,17 @@ impl Store {
     /// # Errors
     /// When it was overwritten, is damaged, or never was.
     pub fn record(&self, sequence: u64, into: &mut StepRecord) -> Result<(), ReplayError> {
+        self.header.layout.decode(self.record_bytes(self.valid_slot(sequence)?), into);
+        Ok(())
+    }
+
+    fn valid_slot(&self, sequence: u64) -> Result<usize, ReplayError> {
         let (first, last) = (self.first_sequence(), self.last);
         let slot = self.slot(sequence.max(1));
         if sequence < first || sequence > last || sequence == 0 || !self.valid.contains(slot) {
             return Err(ReplayError::NoRecord { sequence, first, last });
         }
-        self.header.layout.decode(self.record_bytes(slot), into);
-        Ok(())
+        Ok(slot)
     }
 
     /// Whether the record in `slot` and its successor form a transition that may be sampled.
@@ -344,6 +416,44 @@ impl Store {
     /// Number of transitions that may be sampled.
     pub fn transitions(&self) -> u64 {
         self.transitions.len() as u64
+    }
+
+    /// Number of those transitions in which a person chose the action.
+    pub fn interventions(&self) -> u64 {
+        self.interventions.len() as u64
+    }
+
+    /// Size of the camera frames, `None` for a buffer without.
+    pub fn frame_shape(&self) -> Option<FrameShape> {
+        self.frames.as_ref().map(Frames::shape)
+    }
+
+    /// The frame that belongs to a record: its number, when it was taken (nanoseconds of the run's clock), and its
+    /// pixels. Records of a slow camera share a number.
+    ///
+    /// # Errors
+    /// When there is no such record, or the buffer has no frames.
+    pub fn frame(&self, sequence: u64) -> Result<(u64, u64, &[u8]), ReplayError> {
+        let frames = self.frames.as_ref().ok_or(ReplayError::NoFrames)?;
+        let number = self.header.layout.frame(self.record_bytes(self.valid_slot(sequence)?)).number;
+        Ok((number, frames.capture_ns(number), frames.pixels(number)))
+    }
+
+    /// Pixels of the observation and of the next observation of a transition.
+    pub(crate) fn transition_frames(&self, slot: usize) -> Option<(&[u8], &[u8])> {
+        let frames = self.frames.as_ref()?;
+        let (record, following) = self.transition(slot);
+        let layout = self.header.layout;
+        Some((frames.pixels(layout.frame(record).number), frames.pixels(layout.frame(following).number)))
+    }
+
+    /// Takes the buffer out of locked memory: whoever calls `mlockall` after the buffer was opened locks its files
+    /// too, and those are read and written by threads that may wait for the disk.
+    pub fn unlock_memory(&self) {
+        self.region.unlock();
+        if let Some(frames) = &self.frames {
+            frames.unlock_memory();
+        }
     }
 
     /// Number of usable records.
@@ -430,6 +540,10 @@ impl Store {
     /// Sequence number in a slot with a usable record.
     pub(crate) fn sequence_in(&self, slot: usize) -> u64 {
         self.head(slot).sequence
+    }
+
+    pub(crate) fn intervention_slots(&self) -> &SlotSet {
+        &self.interventions
     }
 
     pub(crate) fn transition_slots(&self) -> &SlotSet {

@@ -2,18 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+pub use crate::config::ActorOperator;
 use crate::nn::pointwise;
-
-/// How the critics judge an action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActorOperator {
-    /// `mean_i min(Q1_i, Q2_i)` (Off2OnRL).
-    MeanOfTwinMin,
-    /// Minimum over all `2 N` critics.
-    Min,
-    /// Mean over all `2 N` critics (REDQ).
-    Mean,
-}
 
 /// Value of each action, `(batch)`, from critics `(members, batch)`; a tie sends its gradient to the first.
 ///

@@ -83,6 +83,32 @@ pub fn penalty(
     Ok(Penalty { per_member, log_sum_exp, bound_rate: ((policy_rate + next_rate)? * 0.5)? })
 }
 
+/// Result of [`lagrange`].
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// `sum_i alpha'_i ((p1_i - gap) + (p2_i - gap))`, a scalar; gradient to the critics only.
+    pub loss: Tensor,
+    /// Its negative half with gradient to the multipliers only, a scalar.
+    pub multiplier_loss: Tensor,
+}
+
+/// Largest multiplier (CQL code).
+const MAX_MULTIPLIER: f64 = 1e6;
+
+/// Lagrange variant of CQL: `alpha'_i = min(exp(log_multiplier_i), 1e6)` grows while the penalties `(members)` of
+/// member `i`'s two critics are above `gap` on average, and shrinks below.
+///
+/// # Errors
+/// When shapes differ.
+pub fn lagrange(log_multiplier: &Tensor, penalty1: &Tensor, penalty2: &Tensor, gap: f64) -> Result<Held> {
+    let multiplier = pointwise::clamp(&log_multiplier.exp()?, 0.0, MAX_MULTIPLIER)?;
+    let excess = ((penalty1 + penalty2)? - 2.0 * gap)?;
+    Ok(Held {
+        loss: (multiplier.detach() * &excess)?.sum_all()?,
+        multiplier_loss: ((multiplier * excess.detach())?.sum_all()? * -0.5)?,
+    })
+}
+
 /// `max(q, bound)` and the share of entries that the bound replaced.
 fn bounded(q: &Tensor, lower_bound: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
     let Some(bound) = lower_bound else {

@@ -7,8 +7,10 @@ use crate::nn::pointwise;
 /// Which target critics bootstrap member `i`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetOperator {
-    /// `min(Q1'_i, Q2'_i)`: each member its own (Off2OnRL code; the paper's text has one common target).
+    /// `min(Q1'_i, Q2'_i)`: each member its own (Off2OnRL code).
     OwnTwinMin,
+    /// `mean_i min(Q1'_i, Q2'_i)`, the same for all members (Off2OnRL's text: Eq. 1 on the Q of Eq. 5).
+    MeanOfTwinMin,
     /// Minimum over all `2 N` target critics.
     EnsembleMin,
     /// Minimum over the named critics of the pool `Q1'_0.. Q1'_{N-1}, Q2'_0.. Q2'_{N-1}` (REDQ); may repeat.
@@ -34,6 +36,9 @@ pub enum SampledBackup {
 pub fn next_value(q1: &Tensor, q2: &Tensor, operator: &TargetOperator) -> Result<Tensor> {
     let pool = match operator {
         TargetOperator::OwnTwinMin => return pointwise::minimum(q1, q2),
+        TargetOperator::MeanOfTwinMin => {
+            return pointwise::minimum(q1, q2)?.mean_keepdim(0)?.broadcast_as(q1.shape())?.contiguous();
+        }
         TargetOperator::EnsembleMin => Tensor::cat(&[q1, q2], 0)?,
         TargetOperator::Redq { indices } => {
             let indices = Tensor::new(&indices[..], q1.device())?;

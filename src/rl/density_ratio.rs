@@ -2,20 +2,19 @@
 
 use candle_core::{Result, Tensor, bail};
 
+pub use crate::config::OutputActivation;
 use crate::nn::pointwise;
 
 /// Guard inside the logarithms and under the normaliser (Off2OnRL code).
 pub const GUARD: f64 = 1e-10;
 
-/// What makes the network's output positive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputActivation {
-    /// `max(u, 0)`: the published code. Ratios of exactly 0 end at the smallest priority.
-    Relu,
-    /// `ln(1 + exp(u))`.
-    Softplus,
-    /// `exp(u)`: the loss is logistic regression.
-    Exp,
+/// Output `u` for which the ratio is one.
+pub fn output_of_one(activation: OutputActivation) -> f32 {
+    match activation {
+        OutputActivation::Relu => 1.0,
+        OutputActivation::Softplus => 1f32.exp_m1().ln(),
+        OutputActivation::Exp => 0.0,
+    }
 }
 
 /// `w` from the network's output `u`, same shape.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use firmware_bridge::{Command, DriveState, Frame, Header, Hello, HelloAck, Message, State, TaskFlags, is_newer};
 
-use super::{Link, LinkCounters, Observed, Robot, RobotDescription, RobotError};
+use super::{ClockEstimate, Exchange, Link, LinkCounters, Observed, Robot, RobotDescription, RobotError, TimeSync};
 use crate::clock::{Clock, Stamp, monotonic};
 use crate::spaces::Spaces;
 
@@ -17,6 +17,14 @@ use crate::spaces::Spaces;
 const REPEAT_AFTER: Duration = Duration::from_millis(50);
 /// States drained in one real-time call; more can only wait there after a long stall.
 const MOST_FRAMES_PER_CALL: u32 = 64;
+/// Time between two TIME_REQUEST frames.
+const TIME_REQUEST_EVERY: Duration = Duration::from_millis(100);
+/// Exchanges in which nothing but the answer is waited for, when the robot is armed.
+const FIRST_EXCHANGES: u32 = 16;
+/// Pause between these: the robot has gone to sleep when the next one comes, as it will have in the run.
+const BETWEEN_FIRST: Duration = Duration::from_millis(3);
+/// A state that claims to be this much older than its arrival was not stamped by the clock we know.
+const OLDEST_STATE: Duration = Duration::from_secs(1);
 /// Longest wait of [`Robot::disarm`] for a robot that may be gone.
 const DISARM_WAIT: Duration = Duration::from_millis(500);
 /// ESTOP frames per stop, because one may be lost.
@@ -41,6 +49,8 @@ pub struct FirmwareRobot {
     newest: Option<u16>,
     /// Episode and tick of the state that `observe` delivered last.
     delivered: Option<(u32, u32)>,
+    sync: TimeSync,
+    time_asked: Stamp,
 }
 
 impl FirmwareRobot {
@@ -85,6 +95,8 @@ impl FirmwareRobot {
             sent_at: Stamp::default(),
             newest: None,
             delivered: None,
+            sync: TimeSync::new(),
+            time_asked: Stamp::default(),
         };
         let ack = robot.ask(None, timeout)?;
         robot.check(&ack)?;
@@ -165,6 +177,7 @@ impl FirmwareRobot {
         let mut newer = false;
         for _ in 0..MOST_FRAMES_PER_CALL {
             let Some(frame) = self.link.receive(Duration::ZERO)? else { break };
+            self.take_time(&frame.message);
             let Message::State(state) = &frame.message else { continue };
             if self.newest.is_some_and(|newest| !is_newer(frame.header.seq, newest)) {
                 continue;
@@ -172,7 +185,61 @@ impl FirmwareRobot {
             newer |= self.take(frame.header, state, into)?;
         }
         self.repeat()?;
+        if monotonic().since(self.time_asked) >= TIME_REQUEST_EVERY {
+            self.ask_time()?;
+        }
         Ok(newer)
+    }
+
+    fn ask_time(&mut self) -> Result<(), RobotError> {
+        self.time_asked = monotonic();
+        self.send(Message::TimeRequest { t1_us: self.time_asked.0 })?;
+        Ok(())
+    }
+
+    /// Whether `message` was an answer about the time.
+    fn take_time(&mut self, message: &Message) -> bool {
+        let Message::TimeReply { t1_us, t2_us, t3_us } = *message else { return false };
+        self.sync.take(Exchange { t1_us, t2_us, t3_us, t4_us: monotonic().0 });
+        true
+    }
+
+    /// A handful of exchanges whose answers do not wait for a tick. A robot that does not answer keeps its time to
+    /// itself: its states then count from their arrival.
+    fn synchronise(&mut self) -> Result<(), RobotError> {
+        self.sync = TimeSync::new();
+        for _ in 0..FIRST_EXCHANGES {
+            Clock::Monotonic.sleep_until(monotonic().plus(BETWEEN_FIRST));
+            while self.link.receive(Duration::ZERO)?.is_some() {}
+            self.ask_time()?;
+            let mut answered = false;
+            while let Some(left) = REPEAT_AFTER.checked_sub(monotonic().since(self.time_asked)) {
+                let Some(frame) = self.link.receive(left)? else { break };
+                answered = self.take_time(&frame.message);
+                if answered {
+                    break;
+                }
+            }
+            if !answered && self.sync.estimate().is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// When the robot sent a frame, on the run's clock.
+    fn stamp(&mut self, t_us: u32) -> Stamp {
+        let now = self.clock.now();
+        if self.lockstep {
+            return now;
+        }
+        let Some(sent) = self.sync.whole(t_us).and_then(|robot_us| self.sync.host_time(robot_us)) else { return now };
+        if now.since(sent) > OLDEST_STATE || sent.since(now) > OLDEST_STATE {
+            // Another clock: the robot has started anew.
+            self.sync = TimeSync::new();
+            return now;
+        }
+        sent.min(now)
     }
 
     fn observe_answer(&mut self, into: &mut Observed) -> Result<bool, RobotError> {
@@ -214,7 +281,7 @@ impl FirmwareRobot {
         into.tick = state.tick;
         into.episode = state.episode;
         into.ack = header.ack;
-        into.capture = self.clock.now();
+        into.capture = self.stamp(header.t_us);
         into.drive = state.drive;
         into.faults = state.faults;
         into.terminated = state.task.contains(TaskFlags::TERMINATED);
@@ -267,7 +334,7 @@ impl Robot for FirmwareRobot {
             }
         }
         self.armed = true;
-        Ok(())
+        if self.lockstep { Ok(()) } else { self.synchronise() }
     }
 
     fn request_reset(&mut self, episode: u32, seed: u64) -> Result<(), RobotError> {
@@ -318,6 +385,10 @@ impl Robot for FirmwareRobot {
 
     fn counters(&self) -> LinkCounters {
         self.link.counters()
+    }
+
+    fn clock_estimate(&self) -> Option<ClockEstimate> {
+        self.sync.estimate()
     }
 }
 

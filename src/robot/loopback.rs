@@ -1,4 +1,4 @@
-//! A microcontroller in memory: the firmware's drive in front of axes that follow it exactly, in lockstep.
+//! A microcontroller in memory: the firmware's board in front of axes that follow it exactly, in lockstep.
 //!
 //! For tests, examples and measurements that want a whole robot without a process or a socket. [`LoopbackLink`]
 //! answers a frame before `send` returns and allocates nothing; frames pass through the byte format both ways.
@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use firmware_bridge::{
-    Drive, DriveConfig, DriveState, Frame, Header, HelloAck, MAX_ACTION, MAX_FRAME, MAX_OBSERVATION, Message, State,
-    TaskFlags, is_newer,
+    Board, BoardConfig, DriveState, Frame, Header, Limits, MAX_ACTION, MAX_FRAME, MAX_OBSERVATION, Message, Outcome,
+    Plant, Reply,
 };
 use heapless::Deque;
 
@@ -20,6 +20,43 @@ pub const END_STOP: f32 = 1.0;
 /// Answers that wait to be received; the oldest gives way.
 const ANSWERS: usize = 8;
 
+/// Axes that follow exactly: every action entry is the velocity of one, the observation is their positions, again and
+/// again up to its length.
+#[derive(Clone, Debug)]
+struct Axes {
+    position: [f32; MAX_ACTION],
+    count: usize,
+    period: Duration,
+}
+
+impl Plant for Axes {
+    fn reset(&mut self, seed: u64) {
+        for (axis, position) in self.position.iter_mut().enumerate() {
+            // Any spread over [-0.5, 0.5) that differs with seed and axis: Knuth's multiplicative hash.
+            let hash = (seed.wrapping_add(axis as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *position = (hash >> 40) as f32 / (1_u32 << 24) as f32 - 0.5;
+        }
+    }
+
+    fn step(&mut self, action: &[f32]) -> Outcome {
+        let dt = self.period.as_secs_f32();
+        for (position, velocity) in self.position.iter_mut().zip(action) {
+            *position = (*position + velocity * dt).clamp(-END_STOP, END_STOP);
+        }
+        let axes = &self.position[..self.count];
+        Outcome {
+            reward: -axes.iter().map(|position| position * position).sum::<f32>(),
+            terminated: axes.iter().any(|position| position.abs() >= END_STOP),
+        }
+    }
+
+    fn observe(&self, out: &mut [f32]) {
+        for (out, position) in out.iter_mut().zip(self.position[..self.count].iter().cycle()) {
+            *out = *position;
+        }
+    }
+}
+
 /// A model robot: every action entry is the velocity of one axis, the observation is the positions of the axes, again
 /// and again up to its length.
 ///
@@ -27,147 +64,60 @@ const ANSWERS: usize = 8;
 /// one control period per command.
 #[derive(Clone, Debug)]
 pub struct ModelRobot {
-    schema_hash: u64,
+    board: Board<Axes>,
     period: Duration,
-    watchdog: Duration,
-    n_observation: usize,
-    n_action: usize,
-    drive: Drive,
-    session: Option<u32>,
     now_us: u64,
     seq: u16,
-    position: [f32; MAX_ACTION],
-    state: State,
-    /// Number of the last COMMAND or RESET taken.
-    ack: Option<u16>,
 }
 
 impl ModelRobot {
     /// A model that fits `spaces`; its watchdog holds after `watchdog` and faults after five times that.
     pub fn new(spaces: &Spaces, period: Duration, watchdog: Duration) -> Self {
-        let config = DriveConfig {
-            n_action: spaces.action_dim(),
-            action_limit: 1.0,
-            watchdog_us: watchdog.as_micros() as u64,
-            fault_us: 5 * watchdog.as_micros() as u64,
-        };
-        Self {
+        let n_action = spaces.action_dim().min(MAX_ACTION);
+        let config = BoardConfig {
             schema_hash: spaces.schema_hash(),
-            period,
-            watchdog,
             n_observation: spaces.observation_dim().min(MAX_OBSERVATION),
-            n_action: spaces.action_dim().min(MAX_ACTION),
-            drive: Drive::new(config),
-            session: None,
-            now_us: 0,
-            seq: 0,
-            position: [0.0; MAX_ACTION],
-            state: State::default(),
-            ack: None,
-        }
+            n_action,
+            limits: Limits { magnitude: 1.0, slew: 2.0 },
+            firmware: 1,
+            boot_id: 1,
+            period_us: period.as_micros() as u32,
+            watchdog_ms: watchdog.as_millis() as u16,
+            fault_ms: 5 * watchdog.as_millis() as u32,
+        };
+        let axes = Axes { position: [0.0; MAX_ACTION], count: n_action, period };
+        Self { board: Board::new(axes, config), period, now_us: 0, seq: 0 }
     }
 
     /// State of the drive.
     pub fn drive(&self) -> DriveState {
-        self.drive.state()
+        self.board.drive()
     }
 
     /// Lets simulated time pass without a command.
     pub fn wait(&mut self, time: Duration) {
         self.now_us += time.as_micros() as u64;
-        self.drive.poll(self.now_us);
+        self.board.poll(self.now_us);
     }
 
     /// Takes one frame and returns the answer, if there is one.
     pub fn handle(&mut self, frame: &Frame) -> Option<Frame> {
-        let seq = frame.header.seq;
-        let message = match &frame.message {
-            Message::Hello(_) => Message::HelloAck(self.hello_ack()),
-            Message::Arm { session } => {
-                if self.drive.on_arm(*session, self.now_us).is_ok() && self.session.replace(*session) != Some(*session)
-                {
-                    self.ack = None;
-                }
-                return None;
+        let reply = self.board.take(frame, self.now_us);
+        if reply == Reply::Step {
+            self.board.period(self.now_us);
+            self.wait(self.period);
+        }
+        let (message, ack) = match reply {
+            Reply::Silence => return None,
+            Reply::HelloAck => (Message::HelloAck(self.board.hello_ack()), frame.header.seq),
+            Reply::Time { t1_us } => {
+                (Message::TimeReply { t1_us, t2_us: self.now_us, t3_us: self.now_us }, frame.header.seq)
             }
-            Message::Reset { episode, seed } => {
-                if self.ack.is_none_or(|last| is_newer(seq, last)) {
-                    self.reset(*episode, *seed);
-                    self.ack = Some(seq);
-                }
-                Message::State(self.report())
-            }
-            Message::Command(command) => {
-                if self.drive.on_command(command, seq, self.now_us).is_ok() {
-                    self.ack = Some(seq);
-                    if !self.state.task.contains(TaskFlags::TERMINATED) {
-                        self.step();
-                    }
-                }
-                Message::State(self.report())
-            }
-            Message::Estop => return self.quietly(Drive::on_estop),
-            Message::FaultReset => return self.quietly(Drive::on_fault_reset),
-            Message::Disarm => return self.quietly(Drive::on_disarm),
-            _ => return None,
+            Reply::Step | Reply::State | Reply::LastState => (Message::State(self.board.state()), self.board.ack()),
         };
         self.seq = self.seq.wrapping_add(1);
-        let header = Header { flags: 0, seq: self.seq, ack: self.ack.unwrap_or_default(), t_us: self.now_us as u32 };
+        let header = Header { flags: 0, seq: self.seq, ack, t_us: self.now_us as u32 };
         Some(Frame { header, message })
-    }
-
-    fn quietly(&mut self, change: fn(&mut Drive)) -> Option<Frame> {
-        change(&mut self.drive);
-        None
-    }
-
-    fn hello_ack(&self) -> HelloAck {
-        HelloAck {
-            schema_hash: self.schema_hash,
-            firmware: 1,
-            boot_id: 1,
-            control_period_us: self.period.as_micros() as u32,
-            watchdog_ms: self.watchdog.as_millis() as u16,
-            n_observation: self.n_observation as u8,
-            n_action: self.n_action as u8,
-            drive: self.drive.state(),
-        }
-    }
-
-    fn reset(&mut self, episode: u32, seed: u64) {
-        self.drive.on_reset(self.now_us);
-        for (axis, position) in self.position.iter_mut().enumerate() {
-            // Any spread over [-0.5, 0.5) that differs with seed and axis: Knuth's multiplicative hash.
-            let hash = (seed.wrapping_add(axis as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            *position = (hash >> 40) as f32 / (1_u32 << 24) as f32 - 0.5;
-        }
-        self.state = State { episode, task: TaskFlags::REWARD_VALID, ..State::default() };
-        let _ = self.state.applied.resize(self.n_action, 0.0);
-    }
-
-    fn step(&mut self) {
-        let dt = self.period.as_secs_f32();
-        self.state.applied.clear();
-        let _ = self.state.applied.extend_from_slice(self.drive.output());
-        for (position, velocity) in self.position.iter_mut().zip(&self.state.applied) {
-            *position = (*position + velocity * dt).clamp(-END_STOP, END_STOP);
-        }
-        let axes = &self.position[..self.n_action];
-        self.state.tick += 1;
-        self.state.reward = -axes.iter().map(|position| position * position).sum::<f32>();
-        if axes.iter().any(|position| position.abs() >= END_STOP) {
-            self.state.task.insert(TaskFlags::TERMINATED);
-        }
-        self.wait(self.period);
-    }
-
-    fn report(&mut self) -> State {
-        self.state.drive = self.drive.state();
-        self.state.faults = self.drive.faults();
-        self.state.counters = self.drive.counters();
-        self.state.observation =
-            self.position[..self.n_action].iter().copied().cycle().take(self.n_observation).collect();
-        self.state.clone()
     }
 }
 

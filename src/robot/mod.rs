@@ -14,6 +14,7 @@ pub mod link;
 pub mod loopback;
 mod playback;
 mod serial;
+mod time_sync;
 
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::config::LinkKind;
 pub use firmware::FirmwareRobot;
 pub use link::{Link, LinkCounters, LinkError, open};
 pub use playback::PlaybackRobot;
+pub use time_sync::{ClockEstimate, Exchange, TimeSync};
 
 /// What a robot says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub struct Observed {
     pub episode: u32,
     /// Frame number of the last command or reset that the robot has taken.
     pub ack: u16,
-    /// When the state arrived, on the run's clock.
+    /// When the robot sent the state, on the run's clock; when it arrived, while the robot's clock is not known.
     pub capture: Stamp,
     /// State of the drive.
     pub drive: DriveState,
@@ -118,8 +120,13 @@ pub trait Robot: Send {
     /// Orderly end: the robot stands still and is deaf to commands. Waits a moment for the robot to say so.
     fn disarm(&mut self);
 
-    /// What came and went on the link.
+    /// What came and went on the link. Real time.
     fn counters(&self) -> LinkCounters;
+
+    /// The robot's clock against the run's, where it is known. Real time.
+    fn clock_estimate(&self) -> Option<ClockEstimate> {
+        None
+    }
 }
 
 /// Why a robot cannot be used, or no longer.

@@ -1,6 +1,7 @@
 //! Serial lines and ptys: stuffed frames on a raw terminal.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use firmware_bridge::{Frame, MAX_WIRE, StreamDecoder};
@@ -40,6 +41,9 @@ impl SerialLink {
             Ok(line)
         };
         let line = opened().map_err(|errno: Errno| open_error(LinkKind::Serial, path, errno))?;
+        if let Some(slow) = hurry(Path::new("/sys/class/tty"), Path::new(path)) {
+            log::warn!("{slow}");
+        }
         Ok(Self {
             line,
             decoder: StreamDecoder::new(),
@@ -61,6 +65,24 @@ impl SerialLink {
             Err(errno) => Err(link_error("receiving", errno)),
         }
     }
+}
+
+/// Asks a USB adapter to hand received bytes on after 1 ms (FTDI chips wait 16 ms when nobody asks); says so when it
+/// will not. `tty` is the system's list of terminals.
+fn hurry(tty: &Path, device: &Path) -> Option<String> {
+    // A name under /dev/serial/by-id is a link to the device.
+    let device = device.canonicalize().ok()?;
+    let timer = tty.join(device.file_name()?).join("device/latency_timer");
+    let wait_ms = || std::fs::read_to_string(&timer).ok()?.trim().parse::<u32>().ok();
+    let before = wait_ms()?;
+    if before > 1 {
+        // Refused shows in what is read next.
+        let _ = std::fs::write(&timer, "1");
+    }
+    let after = wait_ms()?;
+    (after > 1).then(|| {
+        format!("{} keeps received bytes for up to {after} ms; as root: echo 1 > {}", device.display(), timer.display())
+    })
 }
 
 impl Link for SerialLink {
@@ -99,5 +121,27 @@ impl Link for SerialLink {
 
     fn counters(&self) -> LinkCounters {
         self.intake.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_slow_adapter_is_hurried_or_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tty, device) = (folder.path().join("tty"), folder.path().join("ttyUSB3"));
+        let by_id = folder.path().join("usb-FTDI");
+        fs::write(&device, "").unwrap();
+        std::os::unix::fs::symlink(&device, &by_id).unwrap();
+        assert_eq!(hurry(&tty, &by_id), None, "no timer, nothing to say");
+        let timer = tty.join("ttyUSB3/device/latency_timer");
+        fs::create_dir_all(timer.parent().unwrap()).unwrap();
+        fs::write(&timer, "16\n").unwrap();
+        assert_eq!(hurry(&tty, &by_id), None);
+        assert_eq!(fs::read_to_string(&timer).unwrap(), "1");
+        assert_eq!(hurry(&tty, &folder.path().join("gone")), None);
     }
 }

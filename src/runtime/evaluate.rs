@@ -12,8 +12,7 @@ use crate::clock::Clock;
 use crate::config::{ClockKind, Config, Exploration};
 use crate::control::{ControlLoop, Offer, Pacer, StepConsumer, policy_slot, step_queue};
 use crate::learner::stream;
-use crate::nn::weights::ActorWeights;
-use crate::policy::prepare;
+use crate::policy::Source;
 use crate::telemetry::{ControlCounters, EpisodeReturn};
 
 /// What an evaluation found.
@@ -32,14 +31,14 @@ impl Evaluation {
     }
 }
 
-/// Runs `episodes` episodes with `actor`. A simulated robot is taken in lockstep, a real one in real time. The
+/// Runs `episodes` episodes with `policy`. A simulated robot is taken in lockstep, a real one in real time. The
 /// start states depend on the seed alone, so that two evaluations compare.
 ///
 /// # Errors
 /// When the policy is refused, or the robot cannot be reached or had to be stopped.
 pub fn evaluate(
     config: &Config,
-    actor: &ActorWeights,
+    policy: Source<'_>,
     episodes: u32,
     exploration: Exploration,
     program: &Path,
@@ -49,7 +48,7 @@ pub fn evaluate(
     let simulated = config.robot.address.is_empty();
     let lockstep = simulated || config.run.clock == ClockKind::Lockstep;
     let clock = if lockstep { Clock::lockstep() } else { Clock::Monotonic };
-    let prepared = prepare(actor, &config.robot.spaces, &config.policy)?;
+    let prepared = policy.prepare(&config.robot.spaces, &config.policy)?;
     let engine = prepared.report.engine.to_owned();
     let (slot, _handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
     let (robot, _simulator) = reach_robot(config, program, lockstep, &clock)?;
@@ -62,12 +61,15 @@ pub fn evaluate(
         producer,
         Arc::new(ControlCounters::default()),
         clock.clone(),
-        control_settings(config, exploration, 0, start_seed),
+        control_settings(config, exploration, 0, start_seed, &Arc::default()),
         stream(seed, "evaluation noise"),
     );
     control.start()?;
-    let mut pacer =
-        if lockstep { None } else { Some(Pacer::new(control.find_phase()?.plus(period(config) / 2), period(config))) };
+    let mut pacer = if lockstep {
+        None
+    } else {
+        Some(Pacer::new(control.find_phase()?.plus(period(config) / 2), period(config), config.realtime.overrun))
+    };
     let mut tracker = ReturnTracker::default();
     let mut found = Vec::new();
     while found.len() < episodes as usize && !stop.load(Relaxed) {

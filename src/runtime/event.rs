@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::learner::UpdateMetrics;
+use crate::learner::{Diagnosis, UpdateMetrics};
 use crate::telemetry::{ControlCounters, EpisodeReturn};
 
 /// Something happened. Events may be dropped (and counted) when nobody takes them fast enough.
@@ -10,6 +10,11 @@ use crate::telemetry::{ControlCounters, EpisodeReturn};
 pub enum Event {
     /// A sentence for people.
     Note(String),
+    /// The live page is served.
+    Serving {
+        /// Its address, with the token where one is needed.
+        url: String,
+    },
     /// The run begins: steps before it and at its end.
     Begin {
         /// Steps an earlier process did.
@@ -26,6 +31,8 @@ pub enum Event {
         /// Its numbers.
         metrics: UpdateMetrics,
     },
+    /// The learner looked at the newest steps: after the warm-up, every `learner.diagnose_every` updates, at the end.
+    Diagnosis(Diagnosis),
     /// The control loop got a new policy.
     Published {
         /// Its generation.
@@ -37,6 +44,15 @@ pub enum Event {
     Refused {
         /// Why, and what to do.
         reason: String,
+    },
+    /// One of the deterministic episodes before or after learning was run.
+    Evaluating {
+        /// `before` or `after`.
+        when: &'static str,
+        /// Episodes run.
+        done: u32,
+        /// Of how many.
+        total: u32,
     },
     /// Deterministic episodes were run.
     Evaluated {

@@ -2,14 +2,18 @@
 //!
 //! [`run`] puts the parts together and lets them work, either on the machine's clock with one thread each
 //! ([`realtime`]) or in lockstep on one thread ([`lockstep`]), with the same parts and the same code in them.
-//! The robot is stopped first on every way out: end of the run, signal, fault, panic.
+//! [`measure`] runs the same parts for `fieldtune bench`. The robot is stopped first on every way out: end of the run, signal, fault, panic.
 
 mod child;
 mod evaluate;
 mod event;
+#[cfg(test)]
+mod fault_matrix;
 mod lockstep;
+pub mod measure;
 mod memory;
 mod parts;
+mod pretrain;
 mod publisher;
 mod realtime;
 mod recorder;
@@ -17,10 +21,12 @@ mod rights;
 mod run;
 mod socket;
 mod trainer;
+mod web;
 
 pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer};
 pub use memory::tune_allocator;
 pub use parts::{RuntimeError, open_offline};
+pub use pretrain::{PretrainEvaluation, PretrainEvent, Pretrained, pretrain, pretrained_description};
 pub use run::{RunOptions, run};
-pub use socket::{Reply, Request, ask};
+pub use socket::{Reply, Request, ask, ask_within};

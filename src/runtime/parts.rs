@@ -10,8 +10,8 @@ use crossbeam_channel::{Sender, TrySendError};
 use super::child::Simulator;
 use super::event::Event;
 use crate::clock::Clock;
-use crate::config::{Config, Exploration};
-use crate::control::{ControlSettings, Fault, Limits};
+use crate::config::{Bound, Config, Exploration, RewardSource};
+use crate::control::{ControlSettings, Fault, Limits, Range, Rules, Verdict};
 use crate::learner::LearnerError;
 use crate::policy::PolicyError;
 use crate::replay::{Layout, Replay, ReplayError, Store};
@@ -66,6 +66,29 @@ pub enum RuntimeError {
         /// Steps asked for.
         steps: u64,
     },
+    /// The live page cannot be served.
+    #[error("cannot serve the live page on {address}: {source}")]
+    Serve {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Pretraining is done already.
+    #[error(
+        "{path} holds {done} of {updates} updates: raise pretrain.updates to go on, or set run.existing = \"fresh\""
+    )]
+    Pretrained {
+        /// Its folder.
+        path: PathBuf,
+        /// Updates done.
+        done: u64,
+        /// Updates asked for.
+        updates: u64,
+    },
+    /// Pretraining without data.
+    #[error("replay.offline is empty: pretraining needs a data set")]
+    NoData,
     /// Files of the run.
     #[error("{path}: {source}")]
     File {
@@ -92,6 +115,10 @@ pub(super) struct Shared {
     pub stop: Arc<AtomicBool>,
     /// Transitions of this run folder, earlier processes included.
     pub online_steps: AtomicU64,
+    /// Transitions at which the run is complete.
+    pub total_steps: AtomicU64,
+    /// What an operator says about the episode under way.
+    pub verdict: Arc<Verdict>,
     /// Learner updates so far.
     pub updates: AtomicU64,
     /// Step records the recorder could not write.
@@ -100,6 +127,7 @@ pub(super) struct Shared {
     pub lost_events: AtomicU64,
     events: Sender<Event>,
     failures: Mutex<Vec<String>>,
+    refused_settings: Mutex<Vec<String>>,
 }
 
 impl Shared {
@@ -109,11 +137,14 @@ impl Shared {
             counters: Arc::default(),
             stop,
             online_steps: AtomicU64::new(0),
+            total_steps: AtomicU64::new(0),
+            verdict: Arc::default(),
             updates: AtomicU64::new(0),
             unrecorded: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
             events,
             failures: Mutex::default(),
+            refused_settings: Mutex::default(),
         })
     }
 
@@ -134,6 +165,19 @@ impl Shared {
     /// All failures so far.
     pub(super) fn failures(&self) -> Vec<String> {
         lock(&self.failures).clone()
+    }
+
+    /// Notes what the machine refused to the control thread, one line each.
+    pub(super) fn refuse(&self, settings: &[String]) {
+        for line in settings {
+            log::warn!("{line}");
+        }
+        lock(&self.refused_settings).extend_from_slice(settings);
+    }
+
+    /// Real-time settings that the machine refused.
+    pub(super) fn refused_settings(&self) -> Vec<String> {
+        lock(&self.refused_settings).clone()
     }
 
     /// Whether the run should end.
@@ -179,6 +223,15 @@ fn unique() -> u64 {
     NEXT.fetch_add(1, Relaxed)
 }
 
+/// Moves a folder to the first free of `FOLDER.1`, `FOLDER.2`, ... and tells where it is now.
+pub(super) fn move_aside(folder: &Path) -> Result<Option<PathBuf>, RuntimeError> {
+    let aside = (1..10_000).map(|n| PathBuf::from(format!("{}.{n}", folder.display()))).find(|p| !p.exists());
+    if let Some(aside) = &aside {
+        std::fs::rename(folder, aside).map_err(RuntimeError::file(folder))?;
+    }
+    Ok(aside)
+}
+
 /// One control period.
 pub(super) fn period(config: &Config) -> Duration {
     Duration::from_secs_f64(1.0 / config.robot.control_hz)
@@ -190,11 +243,13 @@ pub(super) fn control_settings(
     exploration: Exploration,
     first_episode: u32,
     start_seed: u64,
+    verdict: &Arc<Verdict>,
 ) -> ControlSettings {
     let reset_s = f64::from(config.robot.timeout_ms) / 1000.0;
     ControlSettings {
         period: period(config),
         max_steps: config.episode.max_steps,
+        rules: rules(config, verdict),
         exploration,
         limits: Limits { magnitude: config.safety.action_limit, slew: config.safety.slew_per_step },
         stale_steps: config.safety.stale_steps,
@@ -202,6 +257,26 @@ pub(super) fn control_settings(
         reset_steps: (reset_s * config.robot.control_hz).ceil() as u32 + 1,
         first_episode,
         start_seed,
+    }
+}
+
+/// The rules of `[episode]`; the configuration was checked: every entry has a name of the robot's.
+fn rules(config: &Config, verdict: &Arc<Verdict>) -> Rules {
+    let names = &config.robot.spaces.observation;
+    let range = |bound: &Bound| {
+        let entry = names.iter().position(|name| *name == bound.entry)?;
+        Some(Range { entry, min: bound.min, max: bound.max })
+    };
+    let episode = &config.episode;
+    Rules {
+        success: episode.success.iter().filter_map(range).collect(),
+        failure: episode.failure.iter().filter_map(range).collect(),
+        hold_steps: episode.hold_steps,
+        step_reward: (episode.reward == RewardSource::Outcome).then_some(episode.step_reward),
+        success_reward: episode.success_reward,
+        failure_reward: episode.failure_reward,
+        verdict: Arc::clone(verdict),
+        ..Rules::default()
     }
 }
 

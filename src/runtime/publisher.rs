@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::PolicyConfig;
 use crate::control::{Offer, PolicyHandover, SwapRequest, Unsent};
 use crate::nn::weights::ActorWeights;
-use crate::policy::{Bundle, PolicyError, checks, prepare};
+use crate::policy::{AnyBundle, PolicyError, Source, checks};
 use crate::spaces::Spaces;
 
 /// How long a policy may wait for the loop to take the one before.
@@ -43,9 +43,9 @@ impl Publisher {
         if self.held {
             return;
         }
-        match self.offer(actor) {
+        match self.offer(Source::Ensemble(actor)) {
             Ok(Err(Unsent::Busy)) => {
-                log::warn!("the control loop did not take the last policy in time; this one is skipped")
+                log::warn!("the control loop did not take the last policy in time; this one is skipped");
             }
             Ok(_) => {}
             Err(error) => {
@@ -56,9 +56,9 @@ impl Publisher {
     }
 
     /// Prepares and sends; the inner result says whether the loop will see it.
-    fn offer(&mut self, actor: &ActorWeights) -> Result<Result<(), Unsent>, PolicyError> {
+    fn offer(&mut self, policy: Source<'_>) -> Result<Result<(), Unsent>, PolicyError> {
         let begin = clock::monotonic();
-        let prepared = prepare(actor, &self.spaces, &self.config)?;
+        let prepared = policy.prepare(&self.spaces, &self.config)?;
         let prepare_ms = clock::monotonic().since(begin).as_secs_f64() * 1000.0;
         let offer = Offer { policy: prepared.backend, generation: self.generation + 1 };
         let sent = self.handover.send(SwapRequest::Offer(offer), PATIENCE);
@@ -101,13 +101,15 @@ impl Publisher {
                 self.held = false;
                 Reply::ok("the learner's next policy will be taken".into())
             }
-            Request::Status | Request::Stop => Reply::refused("not a request for the publisher".into()),
+            Request::Status | Request::Judge { .. } | Request::Stop => {
+                Reply::refused("not a request for the publisher".into())
+            }
         }
     }
 
     fn swap(&mut self, folder: &Path) -> Result<Result<(), Unsent>, PolicyError> {
-        let bundle = Bundle::load(folder)?;
-        checks::names(&bundle.manifest().description.spaces, &self.spaces)?;
-        self.offer(&bundle.weights().actor)
+        let bundle = AnyBundle::load(folder)?;
+        checks::names(bundle.spaces(), &self.spaces)?;
+        self.offer(bundle.source())
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
-use super::parts::{RuntimeError, Shared};
+use super::parts::{RuntimeError, Shared, lock};
 use super::publisher::Publisher;
 use super::recorder::Recorder;
 use super::rights;
@@ -19,7 +19,7 @@ use super::run::{Ended, Outlet, Work};
 use super::socket::Asked;
 use super::trainer::Trainer;
 use crate::clock::{Clock, Stamp};
-use crate::config::RealtimeConfig;
+use crate::config::{Overrun, RealtimeConfig};
 use crate::control::{ControlLoop, Fault, Pacer, StepConsumer};
 use crate::nn::weights::ActorWeights;
 
@@ -44,12 +44,9 @@ pub(super) fn spawn<T: Send + 'static>(
 }
 
 /// Runs until complete, stopped or faulted.
-pub(super) fn drive(
-    work: Work,
-    config: &RealtimeConfig,
-    outlet: &mut Outlet<'_>,
-) -> Result<(Ended, Vec<String>), RuntimeError> {
+pub(super) fn drive(work: Work, config: &RealtimeConfig, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
     let Work { control, steps, recorder, trainer, publisher, asked, shared, period, clock, last_step } = work;
+    let replay = recorder.replay();
     let (wake, woken) = bounded(1);
     let (snapshots, fresh) = bounded(1);
     let (granted, rights) = bounded(1);
@@ -70,12 +67,19 @@ pub(super) fn drive(
         let (shared, config) = (Arc::clone(&shared), config.clone());
         spawn("control", &shared.clone(), move || {
             let refused = rights::acquire(&config);
+            shared.refuse(&refused);
             let go_on = refused.is_empty() || !config.required;
             let _ = granted.send(refused);
-            if go_on { steer(control, &shared, &clock, period, last_step) } else { None }
+            if go_on {
+                return steer(control, &shared, &clock, period, config.overrun, last_step);
+            }
+            control.finish();
+            None
         })?
     };
     let refused = rights.recv().unwrap_or_default();
+    // The control thread locked all memory of the process; the replay may be larger than what can be locked.
+    lock(&replay).unlock_memory();
     while !controlling.is_finished() {
         outlet.wait(&shared);
     }
@@ -88,11 +92,18 @@ pub(super) fn drive(
     if config.required && !refused.is_empty() {
         return Err(RuntimeError::Rights(refused));
     }
-    Ok((Ended { trainer, stopped }, refused))
+    Ok(Ended { trainer, stopped })
 }
 
 /// The control thread.
-fn steer(mut control: ControlLoop, shared: &Shared, clock: &Clock, period: Duration, last_step: u64) -> Option<Fault> {
+fn steer(
+    mut control: ControlLoop,
+    shared: &Shared,
+    clock: &Clock,
+    period: Duration,
+    overrun: Overrun,
+    last_step: u64,
+) -> Option<Fault> {
     let first = match control.find_phase() {
         // Half a period after the robot's own tick: equal room for its lateness and for ours.
         Ok(arrival) => arrival.plus(period / 2),
@@ -101,7 +112,15 @@ fn steer(mut control: ControlLoop, shared: &Shared, clock: &Clock, period: Durat
             return Some(fault);
         }
     };
-    let fault = pace(&mut control, shared, clock, Pacer::new(first, period), last_step);
+    let mut pacer = Pacer::new(first, period, overrun);
+    // The first tick touches everything; what faults later is counted.
+    let mut fault = pace(&mut control, shared, clock, &mut pacer, last_step, 1).err();
+    if fault.is_none() {
+        let before = rights::page_faults();
+        fault = pace(&mut control, shared, clock, &mut pacer, last_step, u64::MAX).err();
+        let faults = rights::page_faults().zip(before).map_or(0, |(after, before)| after - before);
+        shared.counters.page_faults.store(faults, Relaxed);
+    }
     if fault.is_some() {
         control.stop();
     } else {
@@ -110,19 +129,28 @@ fn steer(mut control: ControlLoop, shared: &Shared, clock: &Clock, period: Durat
     fault
 }
 
-fn pace(control: &mut ControlLoop, shared: &Shared, clock: &Clock, mut pacer: Pacer, last_step: u64) -> Option<Fault> {
+/// At most `ticks` ticks.
+fn pace(
+    control: &mut ControlLoop,
+    shared: &Shared,
+    clock: &Clock,
+    pacer: &mut Pacer,
+    last_step: u64,
+    ticks: u64,
+) -> Result<(), Fault> {
     let counters = &shared.counters;
-    while !shared.stopping() && counters.steps.load(Relaxed) < last_step {
+    for _ in 0..ticks {
+        if shared.stopping() || counters.steps.load(Relaxed) >= last_step {
+            break;
+        }
         let wake = pacer.wait(clock);
         let begin: Stamp = clock.now();
-        if let Err(fault) = control.tick() {
-            return Some(fault);
-        }
+        control.tick()?;
         let end = clock.now();
         counters.tick(wake, end.since(begin));
         counters.late.fetch_add(pacer.advance(end), Relaxed);
     }
-    None
+    Ok(())
 }
 
 fn record(mut steps: StepConsumer, mut recorder: Recorder, shared: &Shared, wake: &Sender<()>) {

@@ -33,6 +33,11 @@ impl Recorder {
         }
     }
 
+    /// Where the records go.
+    pub(super) fn replay(&self) -> Arc<Mutex<Replay>> {
+        Arc::clone(&self.replay)
+    }
+
     /// Takes one record; returns whether it ended a step.
     pub(super) fn take(&mut self, record: &StepRecord) -> bool {
         let transition = !record.flags.contains(StepFlags::OBSERVATION_ONLY);

@@ -3,7 +3,8 @@
 
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::RealtimeConfig;
 
@@ -15,7 +16,7 @@ pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
         refused.push(format!("{what} refused ({error}): {remedy}"));
     };
     if config.lock_memory
-        && let Err(error) = mlockall(MlockAllFlags::CURRENT)
+        && let Err(error) = lock_memory()
     {
         note("locked memory".into(), error, "raise the memlock limit, or set realtime.lock_memory = false");
     }
@@ -36,6 +37,41 @@ pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
     }
     prefault_stack();
     refused
+}
+
+/// Locks what is mapped now, and what is mapped later as it is touched: new policies, not whole reserves.
+fn lock_memory() -> Result<(), Errno> {
+    mlockall(MlockAllFlags::CURRENT)?;
+    // Under a finite limit a later allocation would fail instead of being unlocked.
+    if getrlimit(Resource::Memlock).current.is_none() {
+        mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?;
+    }
+    Ok(())
+}
+
+/// Page faults of the calling thread since it started, with and without reading from a disk. Reads a file.
+pub(super) fn page_faults() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").ok()?;
+    // The second field is the name in parentheses; after it come state (3) ... minflt (10), cminflt, majflt (12).
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(7)?.parse::<u64>().ok()? + fields.get(9)?.parse::<u64>().ok()?)
+}
+
+/// Keeps the calling thread off `cpu`, where there is another processor.
+pub(super) fn stay_off(cpu: usize) {
+    let Ok(mut set) = sched_getaffinity(None) else { return };
+    if cpu < CpuSet::MAX_CPU && set.count() > 1 {
+        set.unset(cpu);
+        if let Err(error) = sched_setaffinity(None, &set) {
+            log::debug!("a thread stays on processor {cpu}: {error}");
+        }
+    }
+}
+
+/// The highest processor this process may use: the one furthest from where systems put their interrupts.
+pub(super) fn last_processor() -> i32 {
+    let set = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).rev().find(|cpu| set.is_set(*cpu)).map_or(-1, |cpu| cpu as i32)
 }
 
 /// Real-time priority for a child process that plays the robot: a robot is never late because we are busy.
@@ -69,4 +105,26 @@ fn prefault_stack() {
         *byte = 1;
     }
     std::hint::black_box(&pages);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_touched_page_is_counted() {
+        let before = page_faults().unwrap();
+        // Fresh from the system: larger than what the allocator keeps.
+        let mut pages = memmap2::MmapMut::map_anon(64 * 4096).unwrap();
+        pages.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        assert!(page_faults().unwrap() > before, "{before}");
+    }
+
+    #[test]
+    fn what_is_refused_is_named_with_its_remedy() {
+        let config = RealtimeConfig { priority: 0, lock_memory: false, cpu: 1023, ..RealtimeConfig::default() };
+        let refused = std::thread::scope(|scope| scope.spawn(|| acquire(&config)).join().unwrap());
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(refused[0].starts_with("processor 1023 refused") && refused[0].contains("realtime.cpu"), "{refused:?}");
+    }
 }

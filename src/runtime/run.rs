@@ -1,5 +1,6 @@
 //! A whole run: folder, parts, learning phase, evaluation before and after, report.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,21 +13,21 @@ use rand::RngCore;
 use super::child::Simulator;
 use super::evaluate::evaluate;
 use super::event::{Event, Observer, UpdateLine};
-use super::parts::{RuntimeError, Shared, control_settings, lock, open_replay, period, reach_robot};
+use super::parts::{RuntimeError, Shared, control_settings, lock, move_aside, open_replay, period, reach_robot};
 use super::publisher::Publisher;
 use super::recorder::Recorder;
 use super::socket::{Asked, Server};
 use super::trainer::Trainer;
-use super::{lockstep, realtime};
+use super::{lockstep, realtime, web};
 use crate::clock::{self, Clock};
 use crate::config::{ClockKind, Config, Existing, Exploration};
 use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_queue};
 use crate::learner::stream;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::manifest::Description;
-use crate::policy::{Bundle, PolicyError, checks, prepare};
+use crate::policy::{AnyBundle, Bundle, PolicyError, Source, checks};
 use crate::replay::Replay;
-use crate::telemetry::{FileSink, Report, Sink};
+use crate::telemetry::{EpisodeReturn, FileSink, Report, Sink};
 
 /// What a run needs besides its configuration.
 pub struct RunOptions {
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub program: PathBuf,
     /// Set by a signal: end orderly.
     pub stop: Arc<AtomicBool>,
+    /// Where to serve the live page, if anywhere.
+    pub serve: Option<SocketAddr>,
 }
 
 /// The parts of the learning phase.
@@ -67,7 +70,16 @@ pub(super) struct Outlet<'a> {
     report: Report,
 }
 
-impl Outlet<'_> {
+impl<'a> Outlet<'a> {
+    pub(super) fn new(
+        events: Receiver<Event>,
+        observer: &'a mut dyn Observer,
+        metrics: Box<dyn Sink>,
+        report: Report,
+    ) -> Self {
+        Self { events, observer, metrics, report }
+    }
+
     /// Passes on what has come.
     pub(super) fn pump(&mut self, shared: &Shared) {
         while let Ok(event) = self.events.try_recv() {
@@ -93,6 +105,10 @@ impl Outlet<'_> {
             Event::Update { updates, metrics } => {
                 self.metrics.record("update", &UpdateLine { updates: *updates, metrics });
             }
+            Event::Diagnosis(diagnosis) => {
+                self.metrics.record("diagnosis", diagnosis);
+                self.report.diagnoses.push(serde_json::json!(diagnosis));
+            }
             Event::Published { generation, prepare_ms } => {
                 self.metrics
                     .record("published", &serde_json::json!({"generation": generation, "prepare_ms": prepare_ms}));
@@ -108,7 +124,7 @@ impl Outlet<'_> {
                     _ => self.report.after.clone_from(returns),
                 }
             }
-            Event::Note(_) | Event::Begin { .. } => {}
+            Event::Note(_) | Event::Serving { .. } | Event::Begin { .. } | Event::Evaluating { .. } => {}
         }
         self.observer.event(event);
     }
@@ -121,14 +137,16 @@ impl Outlet<'_> {
 pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Report, RuntimeError> {
     let (sender, events) = bounded(4096);
     let shared = Shared::new(sender, Arc::clone(&options.stop));
+    shared.total_steps.store(config.run.steps, Relaxed);
     prepare_folder(config, &shared)?;
     let folder = &config.run.directory;
-    let bundle = Bundle::load(&config.policy.bundle)?;
-    checks::names(&bundle.manifest().description.spaces, &config.robot.spaces).map_err(PolicyError::from)?;
+    let _page = options.serve.map(|address| web::serve(address, folder, &shared)).transpose()?;
+    let bundle = AnyBundle::load(&config.policy.bundle)?;
+    checks::names(bundle.spaces(), &config.robot.spaces).map_err(PolicyError::from)?;
     let metrics_path = folder.join("metrics.jsonl");
     let metrics = Box::new(FileSink::append(&metrics_path).map_err(RuntimeError::file(&metrics_path))?);
     let report = Report { robot: config.robot.name.clone(), seed: config.run.seed, ..Report::default() };
-    let mut outlet = Outlet { events, observer, metrics, report };
+    let mut outlet = Outlet::new(events, observer, metrics, report);
 
     let replay = Arc::new(Mutex::new(open_replay(config)?));
     let done = lock(&replay).online_transitions();
@@ -137,18 +155,19 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     }
     shared.online_steps.store(done, Relaxed);
     let trainer = if config.learner.enabled {
-        Some(Trainer::new(bundle.weights(), config, Arc::clone(&replay), Arc::clone(&shared))?)
+        Some(Trainer::new(ensemble(&bundle)?.weights(), config, Arc::clone(&replay), Arc::clone(&shared))?)
     } else {
         None
     };
-    let start = trainer.as_ref().map_or(Ok(bundle.weights().clone()), Trainer::weights)?;
+    let learned = trainer.as_ref().map(Trainer::weights).transpose()?;
+    let start = learned.as_ref().map_or_else(|| bundle.source(), |weights| Source::Ensemble(&weights.actor));
     outlet.pump(&shared);
     if done == 0 {
-        measure("before", config, &start, options, &mut outlet)?;
+        measure("before", config, start, options, &mut outlet)?;
     }
     shared.tell(Event::Begin { done, total: config.run.steps });
     let (work, simulator, server) =
-        assemble(config, options, &shared, &replay, trainer, &start, done, &mut outlet.report)?;
+        assemble(config, options, &shared, &replay, trainer, start, done, &mut outlet.report)?;
     let begin = clock::monotonic();
     let ended = learn(work, config, server, &mut outlet)?;
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
@@ -159,6 +178,11 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     Ok(outlet.report)
 }
 
+/// The ensemble that learning goes on from.
+fn ensemble(bundle: &AnyBundle) -> Result<&Bundle, PolicyError> {
+    Ok(bundle.ensemble()?)
+}
+
 /// Makes the run folder; an earlier run in it is kept.
 fn prepare_folder(config: &Config, shared: &Shared) -> Result<(), RuntimeError> {
     let folder = &config.run.directory;
@@ -167,10 +191,7 @@ fn prepare_folder(config: &Config, shared: &Shared) -> Result<(), RuntimeError> 
             Existing::Refuse => return Err(RuntimeError::Exists { path: folder.clone() }),
             Existing::Resume => shared.tell(Event::Note(format!("going on with the run in {}", folder.display()))),
             Existing::Fresh => {
-                let aside =
-                    (1..10_000).map(|n| PathBuf::from(format!("{}.{n}", folder.display()))).find(|p| !p.exists());
-                if let Some(aside) = aside {
-                    std::fs::rename(folder, &aside).map_err(RuntimeError::file(folder))?;
+                if let Some(aside) = move_aside(folder)? {
                     shared.tell(Event::Note(format!("the earlier run was moved to {}", aside.display())));
                 }
             }
@@ -182,7 +203,7 @@ fn prepare_folder(config: &Config, shared: &Shared) -> Result<(), RuntimeError> 
 fn measure(
     when: &'static str,
     config: &Config,
-    weights: &EnsembleWeights,
+    policy: Source<'_>,
     options: &RunOptions,
     outlet: &mut Outlet<'_>,
 ) -> Result<(), RuntimeError> {
@@ -191,8 +212,12 @@ fn measure(
         return Ok(());
     }
     let never = AtomicBool::new(false);
-    let found =
-        evaluate(config, &weights.actor, episodes, Exploration::Deterministic, &options.program, &never, &mut |_| {})?;
+    let mut done = 0;
+    let mut each = |_: &EpisodeReturn| {
+        done += 1;
+        outlet.take(&Event::Evaluating { when, done, total: episodes });
+    };
+    let found = evaluate(config, policy, episodes, Exploration::Deterministic, &options.program, &never, &mut each)?;
     outlet.report.engine.clone_from(&found.engine);
     outlet.take(&Event::Evaluated { when, returns: found.returns() });
     Ok(())
@@ -205,13 +230,13 @@ fn assemble(
     shared: &Arc<Shared>,
     replay: &Arc<Mutex<Replay>>,
     trainer: Option<Trainer>,
-    start: &EnsembleWeights,
+    start: Source<'_>,
     done: u64,
     report: &mut Report,
 ) -> Result<(Work, Option<Simulator>, Server), RuntimeError> {
     let in_lockstep = config.run.clock == ClockKind::Lockstep;
     let clock = if in_lockstep { Clock::lockstep() } else { Clock::Monotonic };
-    let prepared = prepare(&start.actor, &config.robot.spaces, &config.policy)?;
+    let prepared = start.prepare(&config.robot.spaces, &config.policy)?;
     prepared.report.engine.clone_into(&mut report.engine);
     let (slot, handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
     let (robot, simulator) = reach_robot(config, &options.program, in_lockstep, &clock)?;
@@ -225,7 +250,7 @@ fn assemble(
         producer,
         Arc::clone(&shared.counters),
         clock.clone(),
-        control_settings(config, config.policy.exploration, first_episode, start_seed),
+        control_settings(config, config.policy.exploration, first_episode, start_seed, &shared.verdict),
         stream(seed, &format!("exploration from episode {first_episode}")),
     );
     control.start()?;
@@ -257,12 +282,8 @@ fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -
     let ended = match config.run.clock {
         ClockKind::Lockstep => lockstep::drive(work, outlet),
         ClockKind::Realtime => {
-            let (ended, refused) = realtime::drive(work, &config.realtime, outlet)?;
-            for line in &refused {
-                log::warn!("{line}");
-            }
-            outlet.report.refused_settings = refused;
-            ended
+            outlet.report.page_faults = Some(0);
+            realtime::drive(work, &config.realtime, outlet)?
         }
     };
     shared.stop.store(true, Relaxed);
@@ -274,7 +295,7 @@ fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -
 fn finish(
     config: &Config,
     options: &RunOptions,
-    bundle: &Bundle,
+    bundle: &AnyBundle,
     shared: &Arc<Shared>,
     replay: &Arc<Mutex<Replay>>,
     ended: Ended,
@@ -283,15 +304,17 @@ fn finish(
     let complete = shared.online_steps.load(Relaxed) >= config.run.steps;
     if let Some(mut trainer) = ended.trainer {
         trainer.save()?;
+        trainer.diagnose(false);
         let weights = trainer.weights()?;
-        save_bundle(config, bundle, weights.clone(), shared.updates.load(Relaxed))?;
+        save_bundle(config, ensemble(bundle)?, weights.clone(), shared.updates.load(Relaxed))?;
         if complete && ended.stopped.is_none() {
-            measure("after", config, &weights, options, outlet)?;
+            measure("after", config, Source::Ensemble(&weights.actor), options, outlet)?;
         }
         let report = &mut outlet.report;
         (report.updates_per_second, report.updates_per_cpu_second) = trainer.rates();
         report.realised_utd_ratio = trainer.realised_ratio();
         (report.losses, report.offline_share) = trainer.losses();
+        report.advice = trainer.advice();
         report.update_parts_ms = trainer.parts_ms();
     }
     fill(&mut outlet.report, shared, &lock(replay));
@@ -311,12 +334,19 @@ fn fill(report: &mut Report, shared: &Shared, replay: &Replay) {
     report.steps = c.steps.load(Relaxed);
     report.dropped = c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed);
     report.updates = shared.updates.load(Relaxed);
+    (report.successes, report.task_failures) = (c.successes.load(Relaxed), c.failures.load(Relaxed));
     report.swaps = c.swaps.load(Relaxed);
     report.refused_policies += c.refused_policies.load(Relaxed);
     report.offline_transitions = replay.offline_transitions();
     report.online_transitions = replay.online_transitions();
+    let kept = replay.stats();
+    report.overwritten = kept.overwritten;
+    report.not_kept = kept.not_kept;
     report.wake = c.latency();
+    report.robot_link = c.robot.summary();
     report.max_work_us = c.max_work_us.load(Relaxed);
+    report.page_faults = report.page_faults.map(|_| c.page_faults.load(Relaxed));
+    report.refused_settings = shared.refused_settings();
     report.failures = shared.failures();
 }
 

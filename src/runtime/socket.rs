@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::parts::{RuntimeError, Shared};
 use crate::clock::Clock;
+use crate::control::Outcome;
 
 /// Longest request in bytes.
 const LONGEST: u64 = 8192;
@@ -33,6 +34,11 @@ pub enum Request {
     RollBack,
     /// Take the learner's policies again after a swap or a roll-back.
     Follow,
+    /// The operator's word on the episode under way: it ends, as a success or a failure.
+    Judge {
+        /// Which.
+        success: bool,
+    },
     /// End the run orderly.
     Stop,
 }
@@ -70,8 +76,16 @@ const NAME: &str = "control.sock";
 /// # Errors
 /// When none listens there, or its answer cannot be read.
 pub fn ask(directory: &Path, request: &Request) -> std::io::Result<Reply> {
+    ask_within(directory, request, Duration::from_secs(30))
+}
+
+/// As [`ask`], for who cannot wait long for the answer.
+///
+/// # Errors
+/// When none listens there, or its answer does not come in time or cannot be read.
+pub fn ask_within(directory: &Path, request: &Request, patience: Duration) -> std::io::Result<Reply> {
     let mut stream = UnixStream::connect(directory.join(NAME))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(patience))?;
     writeln!(stream, "{}", serde_json::to_string(request)?)?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
@@ -119,10 +133,15 @@ impl Server {
         let mut limited = std::io::Read::take(&stream, LONGEST);
         BufReader::new(&mut limited).read_line(&mut line)?;
         let reply = match serde_json::from_str(&line) {
-            Ok(Request::Status) => Reply { status: self.status(), ..Reply::ok("running".into()) },
+            Ok(Request::Status) => Reply { status: status(&self.shared), ..Reply::ok("running".into()) },
             Ok(Request::Stop) => {
                 self.shared.stop.store(true, Relaxed);
                 Reply::ok("stopping: the robot first, then everything else".into())
+            }
+            Ok(Request::Judge { success }) => {
+                self.shared.verdict.say(if success { Outcome::Success } else { Outcome::Failure });
+                let word = if success { "success" } else { "failure" };
+                Reply::ok(format!("the episode ends as a {word} with its next step"))
             }
             Ok(request) => self.pass_on(request),
             Err(error) => Reply::refused(format!("not a request: {error}")),
@@ -137,21 +156,24 @@ impl Server {
         let reply = sent.ok().and_then(|()| answer.recv_timeout(Duration::from_secs(20)).ok());
         reply.unwrap_or_else(|| Reply::refused("the publisher is busy or has ended; try again".into()))
     }
+}
 
-    fn status(&self) -> Value {
-        let shared = &self.shared;
-        let c = &shared.counters;
-        json!({
-            "steps": shared.online_steps.load(Relaxed), "updates": shared.updates.load(Relaxed),
-            "ticks": c.ticks.load(Relaxed), "late_ticks": c.late.load(Relaxed),
-            "stale_ticks": c.stale.load(Relaxed), "missed_states": c.missed_states.load(Relaxed),
-            "dropped": c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed),
-            "generation": c.generation.load(Relaxed), "swaps": c.swaps.load(Relaxed),
-            "rollbacks": c.rollbacks.load(Relaxed), "refused_policies": c.refused_policies.load(Relaxed),
-            "episodes": c.episodes.load(Relaxed), "wake": c.latency(),
-            "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),
-        })
-    }
+/// Counters and rates of a run.
+pub(super) fn status(shared: &Shared) -> Value {
+    let c = &shared.counters;
+    json!({
+        "steps": shared.online_steps.load(Relaxed), "total_steps": shared.total_steps.load(Relaxed),
+        "updates": shared.updates.load(Relaxed),
+        "ticks": c.ticks.load(Relaxed), "late_ticks": c.late.load(Relaxed),
+        "stale_ticks": c.stale.load(Relaxed), "missed_states": c.missed_states.load(Relaxed),
+        "dropped": c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed),
+        "generation": c.generation.load(Relaxed), "swaps": c.swaps.load(Relaxed),
+        "rollbacks": c.rollbacks.load(Relaxed), "refused_policies": c.refused_policies.load(Relaxed),
+        "episodes": c.episodes.load(Relaxed), "successes": c.successes.load(Relaxed),
+        "task_failures": c.failures.load(Relaxed), "wake": c.latency(), "robot": c.robot.summary(),
+        "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),
+        "refused_settings": shared.refused_settings(),
+    })
 }
 
 impl Drop for Server {

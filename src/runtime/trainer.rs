@@ -12,7 +12,7 @@ use super::event::Event;
 use super::parts::{RuntimeError, Shared, lock};
 use crate::clock;
 use crate::config::{Cadence, Config};
-use crate::learner::{Dims, Learner, Schedule, UpdateMetrics};
+use crate::learner::{Dims, Learner, Schedule, UpdateMetrics, advise};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
 use crate::replay::Replay;
 
@@ -27,6 +27,8 @@ pub(super) struct Trainer {
     shared: Arc<Shared>,
     checkpoint: PathBuf,
     checkpoint_every: u64,
+    diagnose_every: u64,
+    advice: Vec<String>,
     publish_every: u64,
     burst: bool,
     unpublished: u64,
@@ -64,6 +66,8 @@ impl Trainer {
             shared,
             checkpoint,
             checkpoint_every: config.learner.checkpoint_every,
+            diagnose_every: config.learner.diagnose_every,
+            advice: Vec::new(),
             publish_every: config.policy.publish_every,
             burst: config.learner.cadence == Cadence::Burst,
             unpublished: 0,
@@ -81,6 +85,9 @@ impl Trainer {
 
     /// One update; returns the actors when it is time to publish them.
     pub(super) fn update(&mut self) -> Result<Option<ActorWeights>, RuntimeError> {
+        if self.learner.updates() == 0 {
+            self.diagnose(true);
+        }
         let (cpu, wall) = (clock::thread_cpu(), clock::monotonic());
         let metrics = self.learner.update(&self.replay)?;
         self.cpu += clock::thread_cpu().saturating_sub(cpu);
@@ -94,6 +101,9 @@ impl Trainer {
         if updates.is_multiple_of(10) {
             self.shared.tell(Event::Update { updates, metrics });
         }
+        if self.diagnose_every > 0 && updates.is_multiple_of(self.diagnose_every) {
+            self.diagnose(false);
+        }
         if self.checkpoint_every > 0 && updates.is_multiple_of(self.checkpoint_every) {
             self.save()?;
         }
@@ -105,6 +115,28 @@ impl Trainer {
             return Ok(Some(self.learner.actor()?));
         }
         Ok(None)
+    }
+
+    /// Looks at the newest steps; the first time, `start`, it says in words what it found. A look that fails is no
+    /// reason to stop learning.
+    pub(super) fn diagnose(&mut self, start: bool) {
+        match self.learner.diagnose(&self.replay, start) {
+            Ok(Some(diagnosis)) => {
+                if start {
+                    self.advice = advise(&diagnosis).lines;
+                    self.shared.tell(Event::Note("after the warm-up:".into()));
+                    self.advice.iter().for_each(|line| self.shared.tell(Event::Note(format!("  {line}"))));
+                }
+                self.shared.tell(Event::Diagnosis(diagnosis));
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("no diagnosis at update {}: {error}", self.learner.updates()),
+        }
+    }
+
+    /// What the diagnosis after the warm-up said.
+    pub(super) fn advice(&self) -> Vec<String> {
+        self.advice.clone()
     }
 
     /// Writes the checkpoint.
@@ -140,12 +172,29 @@ impl Trainer {
     pub(super) fn losses(&self) -> (Value, f64) {
         let n = self.recent.len().max(1) as f64;
         let mean = |f: fn(&UpdateMetrics) -> f32| self.recent.iter().map(|m| f64::from(f(m))).sum::<f64>() / n;
+        // Over the updates that have the number.
+        let mean_of = |f: fn(&UpdateMetrics) -> Option<f32>| {
+            let found: Vec<f64> = self.recent.iter().filter_map(f).map(f64::from).collect();
+            (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+        };
+        let ages: Vec<f64> = (0..self.recent.front().map_or(0, |m| m.age_shares.len()))
+            .map(|class| self.recent.iter().map(|m| f64::from(m.age_shares[class])).sum::<f64>() / n)
+            .collect();
         let values = json!({
             "critic": mean(|m| m.critic_loss),
             "actor": mean(|m| m.actor_loss),
             "temperature": mean(|m| m.temperature),
             "entropy": mean(|m| m.entropy),
             "q_mean": mean(|m| m.q_mean),
+            "penalty": mean(|m| m.penalty),
+            "action_saturation": mean(|m| m.action_saturation),
+            "disagreement_share": mean(|m| m.disagreement_share),
+            "td_error_offline": mean_of(|m| m.td_error_offline),
+            "td_error_online": mean_of(|m| m.td_error_online),
+            "zero_share": mean_of(|m| m.density.map(|d| d.zero_share)),
+            "clipped_low_share": mean_of(|m| m.density.map(|d| d.clipped_low_share)),
+            "clipped_high_share": mean_of(|m| m.density.map(|d| d.clipped_high_share)),
+            "age_shares": ages,
             "density": mean(|m| m.density.map_or(0.0, |d| d.loss)),
             "js_estimate": mean(|m| m.density.map_or(0.0, |d| d.js_estimate)),
         });

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::LatencySummary;
+use super::{LatencySummary, RobotSummary};
 
 /// One finished episode.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,10 @@ pub struct Report {
     pub missed_states: u64,
     /// Control steps stored.
     pub steps: u64,
+    /// Episodes that ended as a success by the rules of `[episode]` or by an operator's word.
+    pub successes: u64,
+    /// And as a failure.
+    pub task_failures: u64,
     /// Step records lost on the way to the replay.
     pub dropped: u64,
     /// Learner updates.
@@ -67,16 +71,28 @@ pub struct Report {
     pub offline_transitions: u64,
     /// Online.
     pub online_transitions: u64,
+    /// Step records that newer ones replaced in the replay (`replay.retention = "ring"`), over the life of the run.
+    pub overwritten: u64,
+    /// Step records that the full replay did not take (`replay.retention = "keep-all"`).
+    pub not_kept: u64,
     /// Mean offline share of the last 100 minibatches.
     pub offline_share: f64,
     /// Mean losses of the last 100 updates.
     pub losses: Value,
+    /// What the learner found when it looked at the newest steps: after the warm-up, now and then, at the end.
+    pub diagnoses: Vec<Value>,
+    /// What the first of them says in words.
+    pub advice: Vec<String>,
     /// CPU time per part of an update, milliseconds.
     pub update_parts_ms: Value,
     /// Wake-up latency of the control thread.
     pub wake: LatencySummary,
+    /// The link to the robot, counted at both ends, and the robot's clock.
+    pub robot_link: RobotSummary,
     /// Longest tick, microseconds of work.
     pub max_work_us: u64,
+    /// Page faults of the control thread after its first tick; `None` in lockstep.
+    pub page_faults: Option<u64>,
     /// Real-time settings that the machine refused.
     pub refused_settings: Vec<String>,
     /// Wall seconds of the learning phase.

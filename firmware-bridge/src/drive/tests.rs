@@ -1,10 +1,12 @@
 //! The drive against late, wrong and repeated commands.
 
 use super::*;
+use crate::message::MAX_ACTION;
 use proptest::prelude::*;
 
 const MS: u64 = 1000;
-const CONFIG: DriveConfig = DriveConfig { n_action: 2, action_limit: 1.0, watchdog_us: 100 * MS, fault_us: 500 * MS };
+const LIMITS: Limits = Limits { magnitude: 1.0, slew: 2.0 };
+const CONFIG: DriveConfig = DriveConfig { n_action: 2, limits: LIMITS, watchdog_us: 100 * MS, fault_us: 500 * MS };
 
 fn command(session: u32, valid_ms: u8, action: &[f32]) -> Command {
     Command { session, valid_ms, action: heapless::Vec::from_slice(action).unwrap() }
@@ -199,7 +201,7 @@ proptest! {
             let before = drive.state();
             happen(&mut drive, event, &mut now_us);
             prop_assert!(drive.state() == DriveState::Run || drive.output() == [0.0, 0.0]);
-            prop_assert!(drive.output().iter().all(|value| value.abs() <= CONFIG.action_limit));
+            prop_assert!(drive.output().iter().all(|value| value.abs() <= LIMITS.magnitude));
             if before == DriveState::Fault && drive.state() != DriveState::Fault {
                 prop_assert!(matches!(event, Event::FaultReset));
             }

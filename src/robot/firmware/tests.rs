@@ -379,6 +379,76 @@ impl Script {
     }
 }
 
+/// A robot that stands still, and whose clock began somewhere else.
+#[derive(Clone, Default)]
+struct Clocked {
+    script: Script,
+    seq: u16,
+}
+
+/// Robot clock minus host clock; near the wrap of 32 bits, and the same at both ends of a test.
+fn robot_clock(host: Stamp) -> u64 {
+    (7_u64 << 32) - 1_000 + host.0.wrapping_sub(monotonic_origin())
+}
+
+fn monotonic_origin() -> u64 {
+    static ORIGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *ORIGIN.get_or_init(|| monotonic().0)
+}
+
+impl Link for Clocked {
+    fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        self.script.send(frame)?;
+        if let Message::TimeRequest { t1_us } = frame.message {
+            let now = robot_clock(monotonic());
+            self.seq += 1;
+            let header = Header { seq: self.seq, ..Header::default() };
+            let message = Message::TimeReply { t1_us, t2_us: now, t3_us: now };
+            self.script.0.lock().unwrap().0.push_back(Frame { header, message });
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, wait: Duration) -> Result<Option<Frame>, LinkError> {
+        self.script.receive(wait)
+    }
+
+    fn counters(&self) -> LinkCounters {
+        LinkCounters::default()
+    }
+}
+
+#[test]
+fn states_carry_the_time_at_which_the_robot_sent_them() {
+    let clocked = Clocked::default();
+    let link = Box::new(clocked.clone());
+    let mut robot = FirmwareRobot::connect(link, &spaces(), PERIOD, false, 150, PATIENCE, Clock::Monotonic).unwrap();
+    robot.synchronise().unwrap();
+    let estimate = robot.clock_estimate().unwrap();
+    assert_eq!(estimate.exchanges, u64::from(FIRST_EXCHANGES));
+    let off = estimate.offset_us + robot_clock(Stamp(0)) as i64 as f64;
+    assert!(off.abs() <= estimate.uncertainty_us as f64 + 1.0, "{off} {estimate:?}");
+
+    let mut seen = Observed::default();
+    for tick in 1..=20 {
+        let sent = monotonic();
+        clocked.script.state(tick as u16, 0, 1, tick);
+        clocked.script.0.lock().unwrap().0.back_mut().unwrap().header.t_us = robot_clock(sent) as u32;
+        Clock::Monotonic.sleep_until(sent.plus(Duration::from_millis(8)));
+        assert!(robot.observe(&mut seen).unwrap());
+        let off = seen.capture.0.abs_diff(sent.0);
+        assert!(off <= estimate.uncertainty_us + 2, "tick {tick}: {off} us, {estimate:?}");
+    }
+    assert!(robot.clock_estimate().unwrap().exchanges > u64::from(FIRST_EXCHANGES), "it goes on asking");
+    // The robot has started anew: its stamps mean nothing, the arrival counts.
+    clocked.script.state(21, 0, 1, 21);
+    clocked.script.0.lock().unwrap().0.back_mut().unwrap().header.t_us =
+        (robot_clock(monotonic()) as u32).wrapping_add(1 << 30);
+    let before = monotonic();
+    assert!(robot.observe(&mut seen).unwrap());
+    assert!(seen.capture >= before);
+}
+
 /// States that lie on the link (seq, episode, tick), and what is observed (newer, tick, skipped).
 type Case = (&'static [(u16, u32, u32)], (bool, u32, u32));
 

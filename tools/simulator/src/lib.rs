@@ -31,9 +31,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-pub use board::Totals;
 pub use endpoint::Listen;
 pub use faults::Injected;
+pub use firmware_bridge::Totals;
 pub use options::{Args, ClockMode};
 pub use server::{Server, Summary};
 pub use task::{Names, StepOutcome, Task, make, spaces, tasks};

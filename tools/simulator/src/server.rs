@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use firmware_bridge::{Frame, Header, MAX_WIRE, Message, StreamDecoder};
+use firmware_bridge::{Frame, Header, MAX_WIRE, Message, Reply, StreamDecoder, Totals};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::board::{Board, Reply, Timing, Totals};
+use crate::board::{Board, Timing, board};
 use crate::endpoint::{Endpoint, Peer};
 use crate::faults::{Badness, Injected, Injector};
 use crate::options::{Args, ClockMode};
@@ -109,7 +109,7 @@ impl Server {
         };
         Ok(Self {
             endpoint: Endpoint::bind(&args.listen)?,
-            board: Board::new(task, timing, boot_id()),
+            board: board(task, timing, boot_id()),
             clock: args.clock,
             period_us: u64::from(period_us),
             idle_exit_us: (args.idle_exit_s > 0.0).then_some((args.idle_exit_s * 1e6) as u64),

@@ -1,12 +1,13 @@
-use firmware_bridge::{Faults, Header, Hello};
+use firmware_bridge::{Command, DriveState, Faults, Frame, Header, Hello, Message, Reply, TaskFlags};
 
 use super::*;
 use crate::pendulum::Pendulum;
+use crate::task::StepOutcome;
 
 const TIMING: Timing = Timing { period_us: 10_000, watchdog_ms: 50, fault_ms: 200 };
 
-fn board() -> Board {
-    Board::new(Box::new(Pendulum::default()), TIMING, 1)
+fn pendulum() -> Board {
+    board(Box::new(Pendulum::default()), TIMING, 1)
 }
 
 fn frame(seq: u16, message: Message) -> Frame {
@@ -19,7 +20,7 @@ fn command(session: u32, torque: f32) -> Message {
 
 /// A board in its first episode that runs since `now_us = 0` with the command of frame 3.
 fn running() -> Board {
-    let mut board = board();
+    let mut board = pendulum();
     board.take(&frame(0, Message::Hello(Hello { schema_hash: 0, session: 9 })), 0);
     board.take(&frame(1, Message::Arm { session: 9 }), 0);
     assert_eq!(board.take(&frame(2, Message::Reset { episode: 1, seed: 5 }), 0), Reply::State);
@@ -57,7 +58,7 @@ fn the_watchdog_holds_and_then_faults_in_simulated_time() {
 
 #[test]
 fn a_robot_in_its_start_state_waits_without_a_watchdog() {
-    let mut board = board();
+    let mut board = pendulum();
     board.take(&frame(0, Message::Arm { session: 9 }), 0);
     board.take(&frame(1, Message::Reset { episode: 3, seed: 5 }), 0);
     let start = board.state();
@@ -126,7 +127,7 @@ impl Task for Short {
 
 #[test]
 fn the_last_state_stays_until_a_reset() {
-    let mut board = Board::new(Box::new(Short(0)), TIMING, 1);
+    let mut board = board(Box::new(Short(0)), TIMING, 1);
     let command = |seq| {
         let action = [0.25, -0.25].into_iter().collect();
         frame(seq, Message::Command(Command { session: 1, valid_ms: 100, action }))
@@ -164,7 +165,7 @@ fn an_emergency_stop_latches() {
 
 #[test]
 fn hello_says_what_the_robot_is() {
-    let board = board();
+    let board = pendulum();
     let ack = board.hello_ack();
     assert_eq!(ack.schema_hash, schema_hash(["cos_theta", "sin_theta", "theta_rad_s"], ["torque"]));
     assert_eq!((ack.n_observation, ack.n_action), (3, 1));

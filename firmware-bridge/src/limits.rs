@@ -1,13 +1,16 @@
-//! Limits that hold whatever the policy says. Pure arithmetic on the action, in the control thread.
+//! Limits that hold whatever the policy or the host says. Pure arithmetic on the action.
+//!
+//! The control thread of the host and the drive of the microcontroller run this same code; it uses comparison,
+//! addition and subtraction only, so both get the same bits.
 
-use firmware_bridge::MAX_ACTION;
+use crate::message::MAX_ACTION;
 
-/// Limits of every action entry, in the policy's units (`[-1, 1]`).
+/// Limits of every action entry, in the policy's units (`[-1, 1]`). A limit that is negative or NaN counts as zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Largest magnitude.
     pub magnitude: f32,
-    /// Largest change per step.
+    /// Largest change from one action to the next.
     pub slew: f32,
 }
 
@@ -31,37 +34,66 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter at rest: the last action is zero.
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, last: [0.0; MAX_ACTION] }
+    pub const fn new(limits: Limits) -> Self {
+        let Limits { magnitude, slew } = limits;
+        Self { limits: Limits { magnitude: usable(magnitude), slew: usable(slew) }, last: [0.0; MAX_ACTION] }
+    }
+
+    /// The limits it holds.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The last action, [`MAX_ACTION`] entries.
+    pub const fn last(&self) -> &[f32; MAX_ACTION] {
+        &self.last
     }
 
     /// Back to rest, at the start of an episode.
-    pub fn reset(&mut self) {
+    pub const fn reset(&mut self) {
         self.last = [0.0; MAX_ACTION];
     }
 
-    /// Changes `action` in place so that every entry is finite, small enough and near enough to the last one.
+    /// Changes `action` in place so that every entry is finite, small enough and near enough to the last one. An
+    /// entry beyond [`MAX_ACTION`] becomes zero.
     pub fn limit(&mut self, action: &mut [f32]) -> Limited {
         if action.iter().any(|a| !a.is_finite()) {
             action.fill(0.0);
-            self.remember(action);
+            self.reset();
             return Limited::NotFinite;
         }
         let mut limited = Limited::No;
         let Limits { magnitude, slew } = self.limits;
-        for (entry, last) in action.iter_mut().zip(&self.last) {
-            let allowed = entry.clamp(last - slew, last + slew).clamp(-magnitude, magnitude);
+        let mut last = self.last.iter_mut();
+        for entry in action {
+            let allowed = match last.next() {
+                Some(last) => {
+                    *last = between(-magnitude, between(*last - slew, *entry, *last + slew), magnitude);
+                    *last
+                }
+                None => 0.0,
+            };
             if allowed != *entry {
-                *entry = allowed;
                 limited = Limited::Yes;
             }
+            *entry = allowed;
         }
-        self.remember(action);
         limited
     }
+}
 
-    fn remember(&mut self, action: &[f32]) {
-        self.last[..action.len()].copy_from_slice(action);
+const fn usable(limit: f32) -> f32 {
+    if limit >= 0.0 { limit } else { 0.0 }
+}
+
+/// `clamp` that cannot panic, and leaves the sign of a zero alone.
+const fn between(low: f32, value: f32, high: f32) -> f32 {
+    if value < low {
+        low
+    } else if value > high {
+        high
+    } else {
+        value
     }
 }
 
@@ -69,6 +101,18 @@ impl Limiter {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn unusable_limits_and_too_many_entries_mean_zero() {
+        for limits in [Limits { magnitude: f32::NAN, slew: 1.0 }, Limits { magnitude: 1.0, slew: -1.0 }] {
+            let mut action = [0.5, -0.5];
+            assert_eq!(Limiter::new(limits).limit(&mut action), Limited::Yes);
+            assert_eq!(action, [0.0, 0.0]);
+        }
+        let mut action = std::vec![0.5; MAX_ACTION + 3];
+        assert_eq!(Limiter::new(Limits { magnitude: 1.0, slew: 2.0 }).limit(&mut action), Limited::Yes);
+        assert_eq!((action[MAX_ACTION - 1], action[MAX_ACTION]), (0.5, 0.0));
+    }
 
     #[test]
     fn not_finite_becomes_zero() {

@@ -1,0 +1,77 @@
+//! The hand-over on one thread; `tests/handover_model.rs` checks it on two.
+
+use std::time::Duration;
+
+use super::swap::{Offer, PolicyHandover, SwapRequest, Swapped, policy_slot};
+use crate::policy::{PolicyBackend, PolicyError, PolicyOutput};
+
+struct Constant {
+    value: f32,
+    actions: usize,
+}
+
+impl PolicyBackend for Constant {
+    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+        out.action_dim = self.actions;
+        out.mean[0] = self.value;
+        Ok(())
+    }
+
+    fn engine(&self) -> &'static str {
+        "constant"
+    }
+
+    fn observation_dim(&self) -> usize {
+        1
+    }
+
+    fn action_dim(&self) -> usize {
+        self.actions
+    }
+}
+
+fn offer(generation: u32, value: f32) -> Offer {
+    Offer { policy: Box::new(Constant { value, actions: 1 }), generation }
+}
+
+fn send(handover: &PolicyHandover, request: SwapRequest) {
+    assert!(handover.send(request, Duration::ZERO).is_ok());
+}
+
+#[test]
+fn swaps_roll_back_and_never_mix_generations() {
+    let (mut slot, handover) = policy_slot(offer(0, 0.0));
+    let mut out = PolicyOutput::default();
+    assert!(slot.poll(&[0.0], &mut out).is_none());
+    for generation in 1..100 {
+        send(&handover, SwapRequest::Offer(offer(generation, generation as f32)));
+        assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::Taken));
+        assert!(slot.policy().infer(&[0.0], &mut out).is_ok());
+        assert_eq!((slot.generation(), out.mean[0]), (generation, generation as f32));
+    }
+    send(&handover, SwapRequest::RollBack);
+    assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.generation(), 98);
+    send(&handover, SwapRequest::RollBack);
+    assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.generation(), 99);
+}
+
+#[test]
+fn a_policy_that_answers_nan_is_handed_back() {
+    let (mut slot, handover) = policy_slot(offer(0, 0.0));
+    send(&handover, SwapRequest::Offer(offer(1, f32::NAN)));
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.generation(), 0);
+    send(&handover, SwapRequest::RollBack);
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+}
+
+#[test]
+fn a_policy_of_another_shape_is_handed_back() {
+    let (mut slot, handover) = policy_slot(offer(0, 0.0));
+    let wide = Offer { policy: Box::new(Constant { value: 0.0, actions: 2 }), generation: 1 };
+    send(&handover, SwapRequest::Offer(wide));
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.generation(), 0);
+}

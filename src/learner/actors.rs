@@ -1,0 +1,98 @@
+//! The part of an update that belongs to actors and entropy temperature.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor};
+
+use super::batch::{Batch, Dims};
+use super::networks::Networks;
+use super::streams::{Streams, normal};
+use crate::config::{ActorLoss, LearnerConfig, TemperatureForm, TemperatureStates};
+use crate::nn::tanh_gaussian;
+use crate::rl::{actor, entropy, state_action};
+
+/// Data actions are clipped to this magnitude before `atanh` (published code).
+const ACTION_CLIP: f64 = 0.999_999;
+/// An action entry beyond this magnitude counts as saturated.
+const SATURATED: f64 = 0.99;
+
+/// What the actors' pass leaves: gradients of two losses, and scalars for the metrics.
+pub(super) struct ActorPass {
+    pub(super) actor_gradients: GradStore,
+    pub(super) temperature_gradients: GradStore,
+    pub(super) actor_loss: Tensor,
+    pub(super) temperature_loss: Tensor,
+    pub(super) temperature: Tensor,
+    pub(super) entropy: Tensor,
+    pub(super) disagreement_share: Tensor,
+    /// Share of action entries that are saturated.
+    pub(super) saturation: Tensor,
+}
+
+/// Losses of actors and temperature, with `a` from the ensemble policy, and their gradients.
+pub(super) fn pass(
+    networks: &Networks,
+    config: &LearnerConfig,
+    dims: Dims,
+    batch: &Batch,
+    streams: &mut Streams,
+) -> Result<ActorPass> {
+    let shape = (batch.observation.dim(0)?, dims.action);
+    let device = batch.observation.device();
+    let noise = Tensor::from_vec(normal(&mut streams.noise, shape.0 * shape.1), shape, device)?;
+    let temperature = networks.temperature()?;
+    let output = networks.actor.forward(&batch.observation)?;
+    let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
+    let sample = tanh_gaussian::sample(&mean, &std, &noise)?;
+    let data_log_prob = || tanh_gaussian::log_prob_of(&mean, &std, &batch.action, ACTION_CLIP);
+    let value = |rows: &Tensor| {
+        let q1 = networks.critic1.forward_frozen(rows)?.squeeze(2)?;
+        let q2 = networks.critic2.forward_frozen(rows)?.squeeze(2)?;
+        actor::value(&q1, &q2, config.actor_operator)
+    };
+    let actor_loss = match config.actor_loss {
+        ActorLoss::Sac => {
+            let value = value(&state_action(&batch.observation, &sample.action)?)?;
+            actor::loss(&temperature, &sample.log_prob, &value)?
+        }
+        ActorLoss::Bc => {
+            let (drawn, data) = (sample.log_prob.unsqueeze(0)?, data_log_prob()?.unsqueeze(0)?);
+            actor::behaviour_cloning_loss(&temperature, &drawn, &data)?
+        }
+        ActorLoss::Awac => {
+            let policy = value(&state_action(&batch.observation, &sample.action.detach())?)?;
+            let weights = actor::advantage_weights(&value(&batch.state_action)?, &policy, config.awac_beta)?;
+            actor::advantage_weighted_loss(&weights, &data_log_prob()?)?
+        }
+    };
+    let log_prob = match config.temperature_states {
+        TemperatureStates::Current => sample.log_prob.detach(),
+        TemperatureStates::Next => {
+            let output = networks.actor.forward_detached(&batch.next_observation)?;
+            let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
+            let noise = Tensor::from_vec(normal(&mut streams.temperature_noise, shape.0 * shape.1), shape, device)?;
+            tanh_gaussian::sample(&mean, &std, &noise)?.log_prob
+        }
+    };
+    let (parameter, wanted) = (networks.temperature_parameter.as_tensor(), config.target_entropy * dims.action as f64);
+    let temperature_loss = match config.temperature_form {
+        TemperatureForm::Exp => entropy::loss(parameter, &log_prob, wanted)?,
+        TemperatureForm::Softplus => entropy::softplus_loss(parameter, &log_prob, wanted)?,
+    };
+    Ok(ActorPass {
+        actor_gradients: actor_loss.backward()?,
+        temperature_gradients: temperature_loss.backward()?,
+        entropy: sample.log_prob.detach().mean_all()?.neg()?,
+        disagreement_share: disagreement_share(&output.detach(), &mean.detach(), &std.detach())?,
+        saturation: sample.action.detach().abs()?.gt(SATURATED)?.to_dtype(DType::F32)?.mean_all()?,
+        temperature,
+        actor_loss,
+        temperature_loss,
+    })
+}
+
+/// Mean over batch and action entries of `mean_i (m_i - m)^2 / sigma^2`.
+fn disagreement_share(output: &Tensor, mean: &Tensor, std: &Tensor) -> Result<Tensor> {
+    let means = output.narrow(2, 0, mean.dim(1)?)?;
+    let spread = means.broadcast_sub(mean)?.sqr()?.mean(0)?;
+    (spread / std.sqr()?)?.mean_all()
+}

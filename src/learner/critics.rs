@@ -1,0 +1,187 @@
+//! The critics' part of an update: targets, temporal-difference errors and, where asked for, the conservative penalty.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::batch::{Batch, Dims};
+use super::metrics::{Laps, Timings};
+use super::networks::Networks;
+use super::streams::{Streams, normal};
+use crate::config::{CriticLoss, LearnerConfig, TargetKind};
+use crate::nn::tanh_gaussian::{self, Sample};
+use crate::nn::{Stack, pointwise};
+use crate::rl::critic::{self, EntropyTerm, TargetOperator};
+use crate::rl::{cql, state_action};
+
+/// `T` of the penalty's log-sum-exp (published code).
+const CQL_TEMPERATURE: f64 = 1.0;
+
+/// What the critics' pass leaves, all with the parameters from before the step.
+pub(super) struct CriticPass {
+    pub(super) gradients: GradStore,
+    /// Scalars.
+    pub(super) loss: Tensor,
+    pub(super) q_mean: Tensor,
+    pub(super) target_mean: Tensor,
+    /// Mean over the critics of the weighted penalty.
+    pub(super) penalty: Tensor,
+    /// Mean over the critics of `|Q - y|`, `(B)`.
+    pub(super) errors: Tensor,
+}
+
+/// `sum_i mean(Q1_i - y_i)^2 + sum_i mean(Q2_i - y_i)^2` and, with a conservative loss, the penalty of every critic.
+pub(super) fn pass(
+    networks: &Networks,
+    config: &LearnerConfig,
+    dims: Dims,
+    batch: &Batch,
+    streams: &mut Streams,
+    (laps, timings): (&mut Laps, &mut Timings),
+) -> Result<CriticPass> {
+    let target = target(networks, config, batch, streams)?;
+    laps.add_to(&mut timings.target);
+    let critics = [&networks.critic1, &networks.critic2];
+    let (q, penalties) = match config.critic_loss {
+        CriticLoss::Sac => {
+            let q = critics.map(|stack| stack.forward(&batch.state_action)?.squeeze(2));
+            (q, None)
+        }
+        CriticLoss::Cql | CriticLoss::CalQl => {
+            let draws = Draws::new(networks, config, dims, batch, &mut streams.penalty)?;
+            let [one, two] = critics.map(|stack| draws.penalise(stack, config, dims, batch));
+            let ((q1, p1), (q2, p2)) = (one?, two?);
+            ([Ok(q1), Ok(q2)], Some((p1, p2)))
+        }
+    };
+    let [q1, q2] = q;
+    let (q1, q2) = (q1?, q2?);
+    let mut loss = critic::loss(&q1, &q2, &target)?;
+    let mut penalty = Tensor::zeros((), loss.dtype(), loss.device())?;
+    if let Some((p1, p2)) = penalties {
+        loss = ((loss + p1.sum_all()?)? + p2.sum_all()?)?;
+        penalty = ((p1.detach().mean_all()? + p2.detach().mean_all()?)? * 0.5)?;
+    }
+    laps.add_to(&mut timings.critic_forward);
+    let gradients = loss.backward()?;
+    laps.add_to(&mut timings.critic_backward);
+    let error = |q: &Tensor| (q.detach() - &target)?.abs()?.mean(0);
+    Ok(CriticPass {
+        gradients,
+        q_mean: ((q1.detach().mean_all()? + q2.detach().mean_all()?)? * 0.5)?,
+        target_mean: target.mean_all()?,
+        errors: ((error(&q1)? + error(&q2)?)? * 0.5)?,
+        loss,
+        penalty,
+    })
+}
+
+/// `y_i = r + gamma (1 - terminated)(V_i(s', a') - alpha log pi(a'|s'))`, `(members, B)`; all members share `a'`.
+fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &mut Streams) -> Result<Tensor> {
+    let sample = policy(networks, config, &batch.next_observation, &mut streams.next_noise, 1)?;
+    let (action, log_prob) = (sample.action.squeeze(0)?, sample.log_prob.squeeze(0)?);
+    let rows = state_action(&batch.next_observation, &action)?;
+    let (q1, q2) =
+        (networks.target1.forward_detached(&rows)?.squeeze(2)?, networks.target2.forward_detached(&rows)?.squeeze(2)?);
+    let operator = match config.target_operator {
+        TargetKind::OwnTwinMin => TargetOperator::OwnTwinMin,
+        TargetKind::MeanOfTwinMin => TargetOperator::MeanOfTwinMin,
+        TargetKind::EnsembleMin => TargetOperator::EnsembleMin,
+        TargetKind::Redq => TargetOperator::Redq { indices: subset(config, 2 * q1.dim(0)?, &mut streams.subset) },
+    };
+    let value = critic::next_value(&q1, &q2, &operator)?;
+    let temperature = networks.temperature()?;
+    let entropy = EntropyTerm { temperature: &temperature, next_log_prob: &log_prob };
+    let entropy = config.entropy_backup.then_some(entropy);
+    critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount)
+}
+
+/// Places in the pool of target critics that REDQ takes this time.
+fn subset(config: &LearnerConfig, pool: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
+    if config.redq_replacement {
+        (0..config.redq_subset).map(|_| rng.random_range(0..pool as u32)).collect()
+    } else {
+        rand::seq::index::sample(rng, pool, config.redq_subset.min(pool)).into_iter().map(|i| i as u32).collect()
+    }
+}
+
+/// `count` draws of the ensemble policy at every row, `(count, B, action)`, without gradient.
+fn policy(
+    networks: &Networks,
+    config: &LearnerConfig,
+    observation: &Tensor,
+    rng: &mut ChaCha8Rng,
+    count: usize,
+) -> Result<Sample> {
+    let (mean, std) = tanh_gaussian::moments(&networks.actor.forward_detached(observation)?, config.log_std)?;
+    let shape = (count, mean.dim(0)?, mean.dim(1)?);
+    let noise = Tensor::from_vec(normal(rng, shape.0 * shape.1 * shape.2), shape, mean.device())?;
+    tanh_gaussian::sample(&mean.unsqueeze(0)?, &std.unsqueeze(0)?, &noise)
+}
+
+/// Actions of the penalty, the same for all members, all to be judged at `s`; and the rows that judge them.
+struct Draws {
+    policy_log_prob: Tensor,
+    next_log_prob: Tensor,
+    /// The data's own rows, then those of uniform, policy and next-state actions, `((1 + 3 n) B, o + a)`.
+    rows: Tensor,
+    count: usize,
+}
+
+impl Draws {
+    fn new(
+        networks: &Networks,
+        config: &LearnerConfig,
+        dims: Dims,
+        batch: &Batch,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Self> {
+        let (count, rows) = (config.cql_actions, batch.observation.dim(0)?);
+        let now = policy(networks, config, &batch.observation, rng, count)?;
+        let next = policy(networks, config, &batch.next_observation, rng, count)?;
+        let uniform: Vec<f32> = (0..count * rows * dims.action).map(|_| rng.random_range(-1.0..=1.0)).collect();
+        let uniform = Tensor::from_vec(uniform, (count, rows, dims.action), batch.observation.device())?;
+        let at = |action: &Tensor| state_action(&batch.observation, &action.unsqueeze(0)?);
+        let sampled = [at(&uniform)?, at(&now.action)?, at(&next.action)?];
+        Ok(Self {
+            rows: Tensor::cat(&[&batch.state_action, &sampled[0], &sampled[1], &sampled[2]], 0)?,
+            policy_log_prob: now.log_prob.unsqueeze(0)?,
+            next_log_prob: next.log_prob.unsqueeze(0)?,
+            count,
+        })
+    }
+
+    /// Values at the data's actions, `(members, B)`, and the weighted penalty, `(members)`, in one pass.
+    fn penalise(&self, stack: &Stack, config: &LearnerConfig, dims: Dims, batch: &Batch) -> Result<(Tensor, Tensor)> {
+        let all = stack.forward(&self.rows)?.squeeze(2)?;
+        let batch_rows = batch.observation.dim(0)?;
+        let group = |index: usize| {
+            let start = (1 + index * self.count) * batch_rows;
+            all.narrow(1, start, self.count * batch_rows)?.reshape((stack.members(), self.count, batch_rows))
+        };
+        let q = all.narrow(1, 0, batch_rows)?.contiguous()?;
+        let settings = cql::Settings {
+            form: cql::Form::H,
+            temperature: CQL_TEMPERATURE,
+            weight: config.cql_weight,
+            action_dim: dims.action,
+        };
+        let values = cql::SampledValues {
+            uniform: &group(0)?,
+            policy: &group(1)?,
+            policy_log_prob: &self.policy_log_prob,
+            next: &group(2)?,
+            next_log_prob: &self.next_log_prob,
+        };
+        let penalty = cql::penalty(settings, values, &q, batch.lower_bound.as_ref())?.per_member;
+        Ok((q, penalty))
+    }
+}
+
+/// `mean_i min(Q1_i, Q2_i)` at rows `s ++ a`, `(rows)`, without gradient: how the ensemble judges.
+pub(super) fn judge(networks: &Networks, rows: &Tensor) -> Result<Tensor> {
+    let q1 = networks.critic1.forward_detached(rows)?.squeeze(2)?;
+    let q2 = networks.critic2.forward_detached(rows)?.squeeze(2)?;
+    pointwise::minimum(&q1, &q2)?.mean(0)
+}

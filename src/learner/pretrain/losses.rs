@@ -1,0 +1,171 @@
+//! The losses of one update, put together from [`crate::rl`].
+
+use candle_core::{Result, Tensor};
+
+use super::Pretrainer;
+use super::draws::{Backup, PenaltyDraws};
+use crate::config::{CqlEntries, PretrainMethod};
+use crate::learner::batch::Batch;
+use crate::learner::streams::normal;
+use crate::nn::{pointwise, tanh_gaussian};
+use crate::rl::cql::{self, Form, SampledValues};
+use crate::rl::critic::{self, EntropyTerm, SampledBackup, TargetOperator};
+use crate::rl::{actor, state_action};
+
+/// Data actions are clipped to this magnitude before `atanh` (published code).
+const ACTION_CLIP: f64 = 0.999_999;
+
+/// The actors' loss and sample.
+pub(super) struct ActorLoss {
+    /// Sum over the members.
+    pub(super) loss: Tensor,
+    /// `log pi_i(a_i|s)`, `(members, B)`, without gradient.
+    pub(super) log_prob: Tensor,
+}
+
+/// Losses of the critics and what the metrics say of them.
+pub(super) struct CriticLosses {
+    /// Sum over all critics of Bellman error and weighted penalty, with its graph.
+    pub(super) loss: Tensor,
+    /// Loss of the Lagrange multipliers, where they move.
+    pub(super) multiplier_loss: Option<Tensor>,
+    /// Sum over all critics of the mean squared temporal-difference error.
+    pub(super) bellman: Tensor,
+    /// Sum over all critics of the penalty.
+    pub(super) penalty: Tensor,
+    /// Mean of all critics at the data's actions.
+    pub(super) q_mean: Tensor,
+    /// Share of policy values that Cal-QL's bound replaced.
+    pub(super) bound_rate: Tensor,
+}
+
+impl Pretrainer {
+    /// `sum_i mean[alpha_i log pi_i(a_i|s) - min(Q1_i, Q2_i)(s, a_i)]`, or, while the actors imitate, with
+    /// `log pi_i` of the data's action in place of the value.
+    pub(super) fn actor_loss(&mut self, batch: &Batch, output: &Tensor, temperature: &Tensor) -> Result<ActorLoss> {
+        let (mean, std) = tanh_gaussian::member_moments(output, self.log_std)?;
+        let noise = normal(&mut self.streams.noise, mean.elem_count());
+        let noise = Tensor::from_vec(noise, mean.shape(), &self.device)?;
+        let sample = tanh_gaussian::sample(&mean, &std, &noise)?;
+        let imitate = self.config.method == PretrainMethod::BehaviourCloning
+            || self.updates < self.config.behaviour_cloning_updates;
+        let loss = if imitate {
+            let data_log_prob =
+                tanh_gaussian::log_prob_of(&mean, &std, &batch.action.broadcast_as(mean.shape())?, ACTION_CLIP)?;
+            actor::behaviour_cloning_loss(temperature, &sample.log_prob, &data_log_prob)?
+        } else {
+            let rows = state_action(&batch.observation, &sample.action)?;
+            let (q1, q2) =
+                (self.critic1.forward_frozen(&rows)?.squeeze(2)?, self.critic2.forward_frozen(&rows)?.squeeze(2)?);
+            // The loss averages over members as well; each member's own gradient wants the sum.
+            (actor::loss(temperature, &sample.log_prob, &pointwise::minimum(&q1, &q2)?)? * self.members() as f64)?
+        };
+        Ok(ActorLoss { loss, log_prob: sample.log_prob.detach() })
+    }
+
+    /// `-sum_i ln alpha_i mean[log pi_i(a_i|s) - |A|]`: every member holds its own entropy.
+    pub(super) fn temperature_loss(&self, log_prob: &Tensor) -> Result<Tensor> {
+        let excess = (log_prob.mean_keepdim(1)? - self.dims.action as f64)?;
+        (self.log_alpha.as_tensor() * excess)?.sum_all()?.neg()
+    }
+
+    /// `y_i = r + gamma (1 - terminated) V_i(s')`, `(members, B)`, with `V_i = min_j Q'_j,i(s', a')` of one action, or
+    /// `min_j max_a' Q'_j,i(s', a')` of several; less `alpha_i log pi_i(a'|s')` with the entropy backup.
+    pub(super) fn target(&self, batch: &Batch, backup: &Backup, temperature: Option<&Tensor>) -> Result<Tensor> {
+        let (_, k, count, _) = backup.action.dims4()?;
+        let rows = state_action(&batch.next_observation, &backup.action)?;
+        let judge = |critic: &crate::nn::Stack| critic.forward_detached(&rows)?.reshape((self.members(), k, count));
+        let (q1, q2) = (judge(&self.target1)?, judge(&self.target2)?);
+        if k > 1 {
+            let value = critic::sampled_next_value(&q1, &q2, SampledBackup::MaxThenMin)?;
+            return critic::td_target(&batch.reward, &batch.terminated, &value, None, self.discount);
+        }
+        let value = critic::next_value(&q1.squeeze(1)?, &q2.squeeze(1)?, &TargetOperator::OwnTwinMin)?;
+        let log_prob = backup.log_prob.squeeze(1)?;
+        let entropy = temperature
+            .filter(|_| self.config.entropy_backup)
+            .map(|temperature| EntropyTerm { temperature, next_log_prob: &log_prob });
+        critic::td_target(&batch.reward, &batch.terminated, &value, entropy, self.discount)
+    }
+
+    /// Every action is judged at `s`, all of them in one pass.
+    pub(super) fn critic_losses(
+        &self,
+        batch: &Batch,
+        draws: Option<&PenaltyDraws>,
+        target: &Tensor,
+        bound: Option<&Tensor>,
+    ) -> Result<CriticLosses> {
+        let members = self.members();
+        let (count, width) = batch.action.dims2()?;
+        let rows = match draws {
+            Some(d) => {
+                let data = batch.action.broadcast_as((members, 1, count, width))?;
+                state_action(&batch.observation, &Tensor::cat(&[&d.uniform, &d.policy.0, &d.next.0, &data], 1)?)?
+            }
+            None => batch.state_action.clone(),
+        };
+        let mut q_mean = Vec::new();
+        let (mut bellman, mut penalties, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+        for critic in [&self.critic1, &self.critic2] {
+            let q = critic.forward(&rows)?.reshape((members, (), count))?;
+            let n = (q.dim(1)? - 1) / 3;
+            let data = q.narrow(1, 3 * n, 1)?.squeeze(1)?;
+            if let Some(draws) = draws {
+                let values = SampledValues {
+                    uniform: &q.narrow(1, 0, n)?,
+                    policy: &q.narrow(1, n, n)?,
+                    policy_log_prob: &draws.policy.1,
+                    next: &q.narrow(1, 2 * n, n)?,
+                    next_log_prob: &draws.next.1,
+                };
+                let penalty = cql::penalty(self.penalty_settings(), values, &data, bound)?;
+                penalties.push(penalty.per_member);
+                rates.push(penalty.bound_rate);
+            }
+            bellman.push(critic::bellman_errors(&data, target)?);
+            q_mean.push(data.detach().mean_all()?);
+        }
+        let bellman = (&bellman[0] + &bellman[1])?.sum_all()?;
+        let q_mean = ((&q_mean[0] + &q_mean[1])? * 0.5)?;
+        let nothing = bellman.detach().zeros_like()?;
+        let ([first, second], [rate1, rate2]) = (penalties.as_slice(), rates.as_slice()) else {
+            let (penalty, bound_rate) = (nothing.clone(), nothing);
+            return Ok(CriticLosses {
+                loss: bellman.clone(),
+                multiplier_loss: None,
+                bellman,
+                penalty,
+                q_mean,
+                bound_rate,
+            });
+        };
+        let (gap, plain) = (self.config.cql_gap, (first + second)?);
+        let (weighted, multiplier_loss) = if gap > 0.0 {
+            let held = cql::lagrange(self.log_multiplier.as_tensor(), first, second, gap)?;
+            (held.loss, Some(held.multiplier_loss))
+        } else {
+            (plain.sum_all()?, None)
+        };
+        Ok(CriticLosses {
+            loss: (&bellman + weighted)?,
+            multiplier_loss,
+            bellman,
+            penalty: plain.detach().sum_all()?,
+            q_mean,
+            bound_rate: ((rate1 + rate2)? * 0.5)?,
+        })
+    }
+
+    fn penalty_settings(&self) -> cql::Settings {
+        cql::Settings {
+            form: match self.config.cql_entries {
+                CqlEntries::ImportanceSampled => Form::H,
+                CqlEntries::Rho => Form::Rho,
+            },
+            temperature: self.config.cql_temperature,
+            weight: self.config.cql_weight,
+            action_dim: self.dims.action,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Measurements on this machine: how the control loop keeps its deadlines, and what a swap of policies costs.
+//!
+//! They run the real control loop, policies of HalfCheetah's size and a real learner, with a robot in memory. They
+//! judge nothing; `fieldtune bench` prints them and compares.
+
+mod cyclictest;
+mod pacing;
+mod rig;
+mod swaps;
+
+pub use cyclictest::Cyclictest;
+pub use pacing::{Pacing, PacingOptions, PacingRow, Scheme, measure_pacing};
+pub use swaps::{SwapOptions, SwapReport, measure_swaps};

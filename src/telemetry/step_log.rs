@@ -1,0 +1,181 @@
+//! Recorded steps as an MCAP log, for Foxglove, PlotJuggler, Rerun and their kin.
+//!
+//! | channel | fields | log time |
+//! |---|---|---|
+//! | `/observation` | one number per entry, by name | when the observation was taken |
+//! | `/action` | one number per entry, as really applied | when the observation was used |
+//! | `/step` | episode, step, reward, flags, policy generation | when the observation was used |
+//!
+//! Messages are JSON with JSON schemas. Times are those of the run's clock: they begin anywhere, not in 1970.
+
+use std::collections::BTreeMap;
+use std::io::{Seek, Write};
+
+use mcap::records::MessageHeader;
+use mcap::{McapError, WriteOptions, Writer};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
+
+use crate::spaces::{Spaces, StepFlags, StepRecord};
+
+/// Bytes of a chunk: what a truncated log loses at most.
+const CHUNK: u64 = 64 * 1024;
+
+/// Writes step records as messages.
+pub struct StepLog<W: Write + Seek> {
+    writer: Writer<W>,
+    spaces: Spaces,
+    channels: [u16; 3],
+    steps: u32,
+}
+
+impl<W: Write + Seek> StepLog<W> {
+    /// Begins a log of a robot with these names.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(out: W, spaces: Spaces) -> Result<Self, McapError> {
+        let options = WriteOptions::new()
+            .compression(None)
+            .chunk_size(Some(CHUNK))
+            .library(concat!("fieldtune ", env!("CARGO_PKG_VERSION")));
+        let mut writer = options.create(out)?;
+        let mut channel = |topic: &str, properties: Map<String, Value>| {
+            let title = format!("fieldtune.{}", topic.trim_start_matches('/'));
+            let schema = json!({"title": title, "type": "object", "properties": properties});
+            let schema = writer.add_schema(&title, "jsonschema", schema.to_string().as_bytes())?;
+            writer.add_channel(schema, topic, "json", &BTreeMap::new())
+        };
+        let kinds = |kind: &str, names: &[&str]| -> Map<String, Value> {
+            names.iter().map(|name| ((*name).into(), json!({"type": kind}))).collect()
+        };
+        let named = |names: &[String]| kinds("number", &names.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut step = kinds("integer", &["episode", "step", "policy_generation"]);
+        step.extend(kinds("number", &["reward"]));
+        step.extend(kinds("boolean", &FLAGS.map(|(name, _)| name)));
+        let channels = [
+            channel("/observation", named(&spaces.observation))?,
+            channel("/action", named(&spaces.action))?,
+            channel("/step", step)?,
+        ];
+        Ok(Self { writer, spaces, channels, steps: 0 })
+    }
+
+    /// Adds a record; one that is only an observation has no action and no step.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn step(&mut self, record: &StepRecord) -> Result<(), McapError> {
+        let (channels, sequence) = (self.channels, self.steps);
+        let header = |channel: usize, time_us: u64| {
+            let time = time_us.saturating_mul(1000);
+            MessageHeader { channel_id: channels[channel], sequence, log_time: time, publish_time: time }
+        };
+        message(&mut self.writer, header(0, record.capture_us), &Named(&self.spaces.observation, &record.observation))?;
+        if !record.flags.contains(StepFlags::OBSERVATION_ONLY) {
+            message(&mut self.writer, header(1, record.use_us), &Named(&self.spaces.action, &record.action))?;
+            let mut fields = json!({"episode": record.episode, "step": record.step, "reward": record.reward,
+                "policy_generation": record.policy_generation});
+            for (name, flag) in FLAGS {
+                fields[name] = record.flags.contains(flag).into();
+            }
+            message(&mut self.writer, header(2, record.use_us), &fields)?;
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// Completes the log with its index; returns the number of records.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(mut self) -> Result<u32, McapError> {
+        self.writer.finish()?;
+        Ok(self.steps)
+    }
+}
+
+/// The flags that say something about a step of this robot.
+const FLAGS: [(&str, StepFlags); 5] = [
+    ("terminated", StepFlags::TERMINATED),
+    ("truncated", StepFlags::TRUNCATED),
+    ("gap_before", StepFlags::GAP),
+    ("stale", StepFlags::STALE),
+    ("intervention", StepFlags::INTERVENTION),
+];
+
+fn message<W: Write + Seek>(
+    writer: &mut Writer<W>,
+    header: MessageHeader,
+    fields: &impl Serialize,
+) -> Result<(), McapError> {
+    let bytes = serde_json::to_vec(fields).map_err(std::io::Error::from)?;
+    writer.write_to_known_channel(&header, &bytes)
+}
+
+/// Numbers by name, in the robot's order; a value without a name gets none, a number that is not finite is null.
+struct Named<'a>(&'a [String], &'a [f32]);
+
+impl Serialize for Named<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().zip(self.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn log(steps: u32) -> Vec<u8> {
+        let spaces = Spaces { observation: vec!["cos".into(), "sin".into()], action: vec!["torque".into()] };
+        let mut bytes = Cursor::new(Vec::new());
+        let mut log = StepLog::new(&mut bytes, spaces).unwrap();
+        for step in 0..steps {
+            let time = 1_000_000 + 50_000 * u64::from(step);
+            let mut record =
+                StepRecord { episode: 3, step, capture_us: time, use_us: time + 700, ..Default::default() };
+            record.reward = -0.5;
+            record.observation.extend_from_slice(&[step as f32, 0.25]).unwrap();
+            if step + 1 == steps {
+                record.flags.insert(StepFlags::OBSERVATION_ONLY);
+            } else {
+                record.action.push(0.5).unwrap();
+            }
+            log.step(&record).unwrap();
+        }
+        assert_eq!(log.finish().unwrap(), steps);
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn messages_read_back_equal_with_their_times() {
+        let bytes = log(3);
+        let messages: Vec<_> = mcap::MessageStream::new(&bytes).unwrap().map(Result::unwrap).collect();
+        let found: Vec<_> = messages.iter().map(|m| (m.channel.topic.as_str(), m.log_time / 1000)).collect();
+        assert_eq!(found.len(), 7, "{found:?}");
+        assert_eq!(found[0], ("/observation", 1_000_000));
+        assert_eq!(found[1], ("/action", 1_000_700));
+        assert_eq!(found[6], ("/observation", 1_100_000));
+        let value = |i: usize| serde_json::from_slice::<Value>(&messages[i].data).unwrap();
+        assert_eq!(value(3), json!({"cos": 1.0, "sin": 0.25}));
+        assert_eq!(value(4), json!({"torque": 0.5}));
+        let step = value(5);
+        assert_eq!((&step["episode"], &step["reward"], &step["terminated"]), (&json!(3), &json!(-0.5), &json!(false)));
+        let schema = messages[0].channel.schema.as_ref().unwrap();
+        assert_eq!(schema.encoding, "jsonschema");
+        let schema: Value = serde_json::from_slice(&schema.data).unwrap();
+        assert_eq!(schema["properties"]["sin"]["type"], "number");
+    }
+
+    #[test]
+    fn a_truncated_log_gives_back_what_is_whole() {
+        let bytes = log(2000);
+        let cut = &bytes[..bytes.len() / 2];
+        let options = mcap::read::Options::IgnoreEndMagic;
+        let read =
+            mcap::MessageStream::new_with_options(cut, options.into()).unwrap().take_while(Result::is_ok).count();
+        assert!(read > 1500, "{read} of 5999 messages");
+    }
+}

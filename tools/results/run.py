@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Runs the HalfCheetah tables of docs/results-halfcheetah.md, or a part of them, and renders the page.
+
+Every part (a pretraining, or one method's fine-tuning from one start with one seed) leaves one small JSON file in
+docs/results. A part whose file has all its steps is not run again; one that was interrupted goes on from its last
+checkpoint. The figures on the page come from these files alone: tools/results/render.py.
+
+Python's standard library only (3.11 or newer). Needs `cargo build --release` and tools/setup-native (README, "HalfCheetah").
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import render
+from plan import METHODS, STARTS, finetune_name, pretrain_name
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "config/halfcheetah.toml"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datasets", type=Path, required=True, help="folder with halfcheetah_*_v5.npz")
+    add("--published", type=Path, help="bundle of the published agents: table (a)")
+    add("--starts", nargs="*", default=[], choices=list(STARTS), help="data sets to pretrain on: table (b)")
+    add("--methods", nargs="*", default=["off2on-code", "uniform", "online-only"], choices=METHODS)
+    add("--seeds", nargs="*", type=int, default=[0, 1])
+    add("--steps", type=int, default=30_000, help="online steps of a fine-tuning")
+    add("--part-steps", type=int, default=10_000, help="online steps between two evaluations; a run stops and resumes there")
+    add("--episodes", type=int, default=5, help="deterministic episodes of an evaluation")
+    add("--pretrain-updates", type=int, default=100_000)
+    add("--best", action="store_true", help="fine-tune the ensemble of the best evaluation, not the last one")
+    add("--evaluate-every", type=int, default=10_000, help="pretraining updates between two evaluations")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every part; kept in the raw files")
+    add("--program", type=Path, default=ROOT / "target/release/fieldtune")
+    add("--work", type=Path, default=ROOT / "runs/results", help="bundles, replay buffers and checkpoints")
+    add("--raw", type=Path, default=ROOT / "docs/results", help="folder of the raw JSON files")
+    add("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its curves")
+    add("--nice", type=int, default=10)
+    return parser.parse_args()
+
+
+def call(options, name, command, settings):
+    """Runs the program; its words go to WORK/NAME.log. Ends this program when it fails."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    line = [str(options.program), *command, "--config", CONFIG]
+    for setting in settings:
+        line += ["--set", setting]
+    print(f"{name}: {' '.join(command)}", flush=True)
+    with open(options.work / f"{name}.log", "a", encoding="utf-8") as log:
+        done = subprocess.run(line, cwd=ROOT, stdout=log, stderr=log, preexec_fn=lambda: os.nice(options.nice))
+    if done.returncode != 0:
+        sys.exit(f"{name} failed: see {options.work / name}.log")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def data_of(options, start):
+    """The data set of a start; several files are joined into one."""
+    names = STARTS[start]
+    if len(names) == 1:
+        return options.datasets / names[0]
+    joined = options.work / f"{start}.npz"
+    if not joined.exists():
+        options.work.mkdir(parents=True, exist_ok=True)
+        join([options.datasets / name for name in names], joined)
+    return joined
+
+
+def join(files, out):
+    """Concatenates the columns of .npz files along their first axis (npy version 1, equal types and widths)."""
+    columns = ["observations", "actions", "rewards", "terminals", "timeouts"]
+    temporary = out.with_suffix(".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as target:
+        for column in columns:
+            parts = [split_npy(zipfile.ZipFile(file).read(f"{column}.npy")) for file in files]
+            header = dict(parts[0][0])
+            rows = sum(part[0]["shape"][0] for part in parts)
+            if any((p[0]["descr"], p[0]["shape"][1:]) != (header["descr"], header["shape"][1:]) for p in parts):
+                sys.exit(f"{column} of {', '.join(map(str, files))} do not fit together")
+            header["shape"] = (rows, *header["shape"][1:])
+            text = repr(header).encode()
+            text += b" " * (-(len(text) + 11) % 64) + b"\n"
+            blob = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+            target.writestr(f"{column}.npy", blob + b"".join(part[1] for part in parts))
+    temporary.replace(out)
+
+
+def split_npy(blob):
+    """Header and data of an .npy file."""
+    import ast
+
+    wide = blob[6] >= 2
+    length = int.from_bytes(blob[8 : 12 if wide else 10], "little")
+    start = (12 if wide else 10) + length
+    header = ast.literal_eval(blob[start - length : start].decode("latin1"))
+    if header["fortran_order"]:
+        sys.exit("a column is stored by columns; save it in C order")
+    return header, blob[start:]
+
+
+def pretrain(options, start, seed):
+    """Pretrains on one data set; returns the bundle."""
+    name = pretrain_name(start, seed)
+    work, raw = options.work / name, options.raw / f"{name}.json"
+    bundle = work / "bundle"
+    if raw.exists() and bundle.exists() and read(raw)["updates"] >= options.pretrain_updates:
+        return bundle
+    report = work / "report.json"
+    complete = report.exists() and bundle.exists() and read(report)["updates"] >= options.pretrain_updates
+    if not complete:
+        settings = [
+            f"replay.offline={data_of(options, start)}",
+            f"run.directory={work}",
+            "run.existing=resume",
+            f"run.seed={seed}",
+            f"run.evaluate_episodes={options.episodes}",
+            f"pretrain.evaluate_every={options.evaluate_every}",
+            f"pretrain.updates={options.pretrain_updates}",
+            *options.set,
+        ]
+        best = ["--best"] if options.best else []
+        call(options, name, ["pretrain", "--out", str(bundle), "--report", str(report), *best], settings)
+    found = read(report)
+    write(raw, {"kind": "pretrain", "start": start, "best": options.best, "set": options.set, **found})
+    return bundle
+
+
+def preset(method):
+    """Keys of a preset as settings, so that they win over the robot's file."""
+    text = (ROOT / "config/method" / f"{method}.toml").read_text(encoding="utf-8")
+    keys = ((section, key, value) for section, keys in tomllib.loads(text).items() for key, value in keys.items())
+    return [f"{section}.{key}={toml(value)}" for section, key, value in keys]
+
+
+def toml(value):
+    """A value as TOML; texts as they are, which --set takes for paths and words."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + " }"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def finetune(options, start, bundle, data, method, seed):
+    """Fine-tunes in parts; one evaluation after each."""
+    name = finetune_name(start, method, seed)
+    raw, work = options.raw / f"{name}.json", options.work / name
+    done = read(raw) if raw.exists() else None
+    if done is None or not work.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        work.with_suffix(".report.json").unlink(missing_ok=True)
+        done = {"kind": "finetune", "start": start, "method": method, "seed": seed, "points": [], "episodes": []}
+    settings = preset(method)
+    steps = done["points"][-1]["steps"] if done["points"] else 0
+    while steps < options.steps:
+        steps = min(steps + options.part_steps, options.steps)
+        report = work.with_suffix(".report.json")
+        settings_of_part = [
+            f"replay.offline={data}",
+            f"policy.bundle={bundle}",
+            f"run.directory={work}",
+            "run.existing=resume",
+            f"run.seed={seed}",
+            f"run.steps={steps}",
+            f"run.evaluate_episodes={options.episodes}",
+            *settings,
+            *options.set,
+        ]
+        if not report.exists() or read(report)["online_transitions"] < steps:
+            call(options, name, ["run", "--quiet", "--report", str(report)], settings_of_part)
+        found = read(report)
+        if not done["points"]:
+            done["points"].append({"steps": 0, "updates": 0, "returns": found["before"]})
+        point = {"steps": steps, "updates": found["updates"], "returns": found["after"]}
+        done["points"].append(point | {key: found[key] for key in ("offline_share", "losses", "updates_per_cpu_second")})
+        done["episodes"] += [[e["at_step"], e["episode_return"]] for e in found["episodes"]]
+        done["set"] = settings + options.set
+        write(raw, done)
+
+
+def main():
+    options = arguments()
+    for seed in options.seeds:
+        if options.published:
+            data = data_of(options, "medium")
+            for method in options.methods:
+                finetune(options, "published", options.published, data, method, seed)
+        for start in options.starts:
+            bundle = pretrain(options, start, seed)
+            for method in options.methods:
+                finetune(options, start, bundle, data_of(options, start), method, seed)
+    render.page(options.raw, options.docs)
+
+
+if __name__ == "__main__":
+    main()
