@@ -2,7 +2,11 @@
 //! act after import as the packages said; what a file does not say is asked for; ONNX actors of others keep their
 //! answers in a bundle and drive the control loop.
 
-#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test stops at the first surprise and prints what it skips")]
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise and prints what it skips"
+)]
 
 use std::path::{Path, PathBuf};
 

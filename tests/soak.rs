@@ -37,6 +37,8 @@ fn soak(seconds: u64) {
         .arg(&report_path)
         .args(["--set", &format!("run.directory={}", folder.path().join("run").display())])
         .args(["--set", &format!("run.steps={}", seconds * HZ), "--set", "run.evaluate_episodes=0"])
+        // Two seconds: a shared machine may stall the robot's process, which is not what this looks for.
+        .args(["--set", "safety.lost_steps=400"])
         .args(["--set", &format!("robot.address={robot}"), "--set", &format!("robot.control_hz={HZ}")])
         .stdout(Stdio::null())
         .spawn()
