@@ -142,6 +142,27 @@ impl Minibatch {
         self.source.clear();
     }
 
+    /// Takes out the rows for which `keep` is false; `keep` has one entry for every row.
+    pub fn retain(&mut self, keep: &[bool]) {
+        fn column<T>(column: &mut Vec<T>, keep: &[bool]) {
+            let width = column.len() / keep.len().max(1);
+            let mut place = 0..;
+            column.retain(|_| place.next().and_then(|i: usize| keep.get(i / width.max(1))).is_none_or(|keep| *keep));
+        }
+        for floats in [
+            &mut self.observation,
+            &mut self.action,
+            &mut self.reward,
+            &mut self.terminated,
+            &mut self.next_observation,
+        ] {
+            column(floats, keep);
+        }
+        column(&mut self.leaf, keep);
+        column(&mut self.source, keep);
+        self.rows = self.leaf.len();
+    }
+
     /// Share of offline rows in `[0, 1]`; 0 for an empty minibatch.
     pub fn offline_share(&self) -> f32 {
         let offline = self.source.iter().filter(|s| **s == Source::Offline).count();

@@ -4,8 +4,8 @@
 mod learner_problem;
 
 use fieldtune::config::{
-    ActorBatch, ActorLoss, ActorOperator, CriticLoss, LearnerConfig, Order, PRESETS, SamplerKind, Start, TargetKind,
-    TemperatureForm, TemperatureStates, parse,
+    ActorBatch, ActorLoss, ActorOperator, CqlEntries, CriticLoss, LearnerConfig, Order, PRESETS, SamplerKind, Start,
+    TargetKind, TemperatureForm, TemperatureStates, parse,
 };
 use fieldtune::learner::{Learner, UpdateMetrics};
 use fieldtune::nn::{EnsembleWeights, StackWeights};
@@ -46,10 +46,12 @@ fn bootstrapped(members: usize, change: impl FnOnce(&mut LearnerConfig)) -> Ense
 #[test]
 fn one_member_makes_all_pessimistic_operators_sac() {
     let sac = bootstrapped(1, |_| {});
-    for target in [TargetKind::MeanOfTwinMin, TargetKind::EnsembleMin] {
+    for target in [TargetKind::MeanOfTwinMin, TargetKind::EnsembleMin, TargetKind::WeightedMinPair] {
         assert!(bootstrapped(1, |c| c.target_operator = target) == sac, "{target:?}");
     }
-    assert!(bootstrapped(1, |c| c.actor_operator = ActorOperator::Min) == sac);
+    for operator in [ActorOperator::Min, ActorOperator::WeightedMinPair] {
+        assert!(bootstrapped(1, |c| c.actor_operator = operator) == sac, "{operator:?}");
+    }
     let all = |c: &mut LearnerConfig| {
         (c.target_operator, c.redq_subset, c.redq_replacement) = (TargetKind::Redq, 2, false);
     };
@@ -98,9 +100,16 @@ fn operators_name_the_value_they_stand_for() {
     let own_error = [10.0 - 4.95, 5.0 - 4.95, 20.0 - 19.8, 25.0 - 19.8, 30.0 - 14.85, 15.0 - 14.85];
     assert!((error(TargetKind::OwnTwinMin) - own_error.iter().sum::<f32>() / 6.0).abs() < 1e-4);
     assert!(error(TargetKind::MeanOfTwinMin) > error(TargetKind::OwnTwinMin) + 1.0);
-    for (kind, value) in
-        [(ActorOperator::MeanOfTwinMin, own), (ActorOperator::Min, 5.0), (ActorOperator::Mean, 105.0 / 6.0)]
-    {
+    // Sorted 5, 10, 15, 20, 25, 30: the least is the lesser of five pairs, the next of four, and so on.
+    let pairs = (5.0 * 5.0 + 4.0 * 10.0 + 3.0 * 15.0 + 2.0 * 20.0 + 25.0) / 15.0;
+    let metrics = run(&|c| c.target_operator = TargetKind::WeightedMinPair);
+    assert!((metrics.target_mean - 0.99 * pairs).abs() < 1e-4, "{metrics:?}");
+    for (kind, value) in [
+        (ActorOperator::MeanOfTwinMin, own),
+        (ActorOperator::Min, 5.0),
+        (ActorOperator::Mean, 105.0 / 6.0),
+        (ActorOperator::WeightedMinPair, pairs),
+    ] {
         let metrics = run(&|c| c.actor_operator = kind);
         assert!((metrics.actor_loss + value).abs() < 1e-4, "{kind:?}: {metrics:?}");
     }
@@ -234,6 +243,122 @@ fn both_forms_of_the_temperature_start_equal_and_fall_under_too_much_entropy() {
 }
 
 #[test]
+fn the_temperature_sees_the_states_it_is_told_to() {
+    // Wide at s = (0, 0), narrow at s' = (1, 0): the log standard deviation falls with the first entry.
+    let mut weights = ensemble(1, DIMS, &[1], 1);
+    let layers = &mut weights.actor.stack.layers;
+    (layers[0].weight, layers[0].bias) = (vec![1.0, 0.0], vec![0.0]);
+    (layers[1].weight, layers[1].bias) = (vec![0.0, -4.0], vec![0.0, 0.0]);
+    let mut data = Store::in_memory(LAYOUT, 512).unwrap();
+    for episode in 0..100 {
+        let mut record = fieldtune::spaces::StepRecord { episode, flags: StepFlags::TRUNCATED, ..Default::default() };
+        record.observation.extend_from_slice(&[0.0, 0.0]).unwrap();
+        record.action.push(0.1).unwrap();
+        data.append(&record).unwrap();
+        record.observation[0] = 1.0;
+        (record.step, record.flags) = (1, StepFlags::OBSERVATION_ONLY);
+        data.append(&record).unwrap();
+    }
+    let replay = replay(None, data, SamplerKind::Online);
+    let entropy = |temperature_states| {
+        let config = LearnerConfig { temperature_states, batch_size: 2000, ..learner_config() };
+        let mut learner = Learner::new(&weights, DIMS, &config, &replay_config(SamplerKind::Online), 5).unwrap();
+        let metrics = learner.update(&replay).unwrap();
+        // L = -ln alpha (mean log pi - |A|), solved for the entropy.
+        (metrics.temperature_loss / metrics.temperature.ln() - 1.0, metrics.entropy)
+    };
+    let (current, of_policy) = entropy(TemperatureStates::Current);
+    assert!((current - of_policy).abs() < 1e-3, "{current} {of_policy}");
+    let (next, _) = entropy(TemperatureStates::Next);
+    // A standard deviation of e^-4: the tanh is a straight line.
+    let narrow = 0.5 * (2.0 * std::f32::consts::PI * std::f32::consts::E).ln() - 4.0;
+    assert!((next - narrow).abs() < 0.1 && of_policy > narrow + 2.0, "{next} {narrow} {of_policy}");
+}
+
+#[test]
+fn the_online_penalty_has_the_switches_of_pretraining() {
+    let run = |change: &dyn Fn(&mut LearnerConfig)| {
+        after(&ensemble(2, DIMS, HIDDEN, 1), 60, random_bandit(3, 200), |c| {
+            (c.critic_loss, c.cql_weight, c.cql_actions) = (CriticLoss::Cql, 1.0, 3);
+            change(c);
+        })
+    };
+    let plain = run(&|_| {});
+    assert!(run(&|c| c.cql_entries = CqlEntries::Rho).0 != plain.0 && run(&|c| c.cql_temperature = 2.0).0 != plain.0);
+    // The multiplier grows while the penalty is above its gap, and falls while it is below.
+    let multiplier = |gap: f64| run(&|c| c.cql_gap = gap).1.penalty_multiplier;
+    let (tight, loose) = (multiplier(1e-3), multiplier(1e3));
+    assert!(tight > 1.1 && loose < 0.9 && plain.1.penalty_multiplier == 1.0, "{tight} {loose}");
+}
+
+#[test]
+fn an_anchor_holds_the_actors_and_lets_go() {
+    let start = ensemble(2, DIMS, HIDDEN, 1);
+    let moved = |change: &dyn Fn(&mut LearnerConfig)| {
+        let end = bandit(60, 2, |c| change(c));
+        let pairs = start.actor.stack.layers[1].weight.iter().zip(&end.actor.stack.layers[1].weight);
+        pairs.map(|(a, b)| (a - b).abs()).sum::<f32>()
+    };
+    let held = |rate: f64, updates: u64| {
+        moved(&|c| (c.anchor_weight, c.anchor_rate, c.anchor_updates) = (100.0, rate, updates))
+    };
+    let (free, still) = (moved(&|_| {}), held(0.0, 0));
+    assert!(still < 0.5 * free, "{still} of {free}");
+    assert!(held(0.0, 1) > 1.5 * still && held(0.2, 0) > still);
+    // With the entropy backup it counts in the targets as well.
+    let target = |weight: f64, entropy_backup: bool| {
+        let change = |c: &mut LearnerConfig| {
+            (c.anchor_weight, c.anchor_rate, c.entropy_backup) = (weight, 0.0, entropy_backup);
+        };
+        after(&ensemble(2, DIMS, HIDDEN, 1), 6, endless(9), change).1.target_mean
+    };
+    assert!(target(100.0, true) != target(0.0, true));
+}
+
+#[test]
+fn trajectories_weigh_as_the_policy_finds_their_actions() {
+    // A standard normal before the tanh, and trajectories of one action each.
+    let mut weights = ensemble(2, DIMS, HIDDEN, 1);
+    make_constant(&mut weights.actor.stack, 0.0);
+    let log_pi = |a: f64| {
+        let z = a.atanh();
+        -0.5 * z * z - 0.5 * (2.0 * std::f64::consts::PI).ln() - (1.0 - a * a).ln()
+    };
+    let offline = bandit_store(5, 40, StepFlags::TERMINATED, |_, _| (0.0, 0.0));
+    let online = bandit_store(6, 30, StepFlags::TERMINATED, |_, _| (0.8, 0.0));
+    let config = fieldtune::config::ReplayConfig {
+        trajectory_temperature: 0.5,
+        trajectory_refresh: 3,
+        ..replay_config(SamplerKind::Trajectory)
+    };
+    let replay = std::sync::Mutex::new(fieldtune::replay::Replay::new(Some(offline), online, &config).unwrap());
+    let still = LearnerConfig { actor_learning_rate: 0.0, ..learner_config() };
+    let mut learner = Learner::new(&weights, DIMS, &still, &config, 5).unwrap();
+    let leaf = |offline: bool, slot: usize| {
+        let replay = replay.lock().unwrap();
+        let first = if offline { 0 } else { replay.offline().unwrap().capacity() as usize };
+        replay.priorities().get(first + slot)
+    };
+    assert_eq!((leaf(true, 0), leaf(false, 0)), (1.0, 1.0));
+    learner.update(&replay).unwrap();
+    let expected = ((log_pi(0.0) - log_pi(0.8)) / 0.5).exp() as f32;
+    assert!((leaf(true, 0) - expected).abs() < 1e-4 && leaf(false, 0) == 1.0, "{} {expected}", leaf(true, 0));
+    assert_eq!(leaf(true, 78), leaf(true, 0));
+    // A step that comes between two sweeps weighs 1.
+    let append = |a: f32| {
+        let mut replay = replay.lock().unwrap();
+        one_step(&mut |r| replay.append(r).unwrap(), 99, [0.0; 2], a, 0.0, StepFlags::TERMINATED);
+    };
+    append(0.3);
+    learner.update(&replay).unwrap();
+    assert_eq!(leaf(false, 60), 1.0);
+    (0..2).for_each(|_| _ = learner.update(&replay).unwrap());
+    let expected = ((log_pi(0.3) - log_pi(0.8)) / 0.5).exp() as f32;
+    assert!((leaf(false, 60) - expected).abs() < 1e-4, "{} {expected}", leaf(false, 60));
+    assert_eq!(learner.update(&replay).unwrap().density, None);
+}
+
+#[test]
 fn a_small_limit_on_gradients_is_felt() {
     let run = |clip: f64| bandit(5, 2, |c| c.gradient_clip = clip);
     assert!(run(0.0) == run(1e6));
@@ -295,6 +420,31 @@ fn moments_of_pretraining_go_on_where_they_fit() {
     };
     for members in [0, 2] {
         assert!(run(dir.path(), members) != run(std::path::Path::new(""), members));
+    }
+    // The temperature's moments are the mean of the members', in its own parameter.
+    let moment = |folder: &std::path::Path, name: &str| {
+        let generation = fieldtune::learner::checkpoint::latest(folder).unwrap().unwrap();
+        let bytes = std::fs::read(generation.join("optimisers.safetensors")).unwrap();
+        let arrays = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = arrays.tensor(name).unwrap().data().to_vec();
+        let values = data.as_chunks::<4>().0.iter().map(|v| f64::from(f32::from_le_bytes(*v)));
+        values.clone().sum::<f64>() / values.count() as f64
+    };
+    for (form, slope) in [(TemperatureForm::Exp, 1.0), (TemperatureForm::Softplus, 1.0 - (-0.1f64).exp())] {
+        let carried = tempfile::tempdir().unwrap();
+        let config = LearnerConfig {
+            carry_optimiser: dir.path().to_owned(),
+            temperature_form: form,
+            carry_temperature: false,
+            initial_temperature: 0.1,
+            ..learner_config()
+        };
+        let learner = Learner::new(&weights, DIMS, &config, &replay_config(SamplerKind::Online), 5).unwrap();
+        learner.save(carried.path(), &offline.state()).unwrap();
+        for (name, scale) in [("temperature.m.0", slope), ("temperature.v.0", slope * slope)] {
+            let (ours, theirs) = (moment(carried.path(), name), moment(dir.path(), name) * scale);
+            assert!((ours - theirs).abs() < 1e-5 * theirs.abs() && theirs != 0.0, "{form:?} {name}: {ours} {theirs}");
+        }
     }
     let other = LearnerConfig { carry_optimiser: dir.path().to_owned(), ..learner_config() };
     let refused = |weights: &EnsembleWeights, config: &LearnerConfig| {

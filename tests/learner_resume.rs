@@ -69,7 +69,16 @@ fn methods() -> Vec<(SamplerKind, LearnerConfig)> {
     };
     let cal_ql = LearnerConfig { critic_loss: CriticLoss::CalQl, cql_actions: 2, ..learner_config() };
     let softplus = LearnerConfig { density_output: OutputActivation::Softplus, critic_steps: 2, ..learner_config() };
+    let held = LearnerConfig {
+        critic_loss: CriticLoss::Cql,
+        cql_actions: 2,
+        cql_gap: 0.5,
+        anchor_weight: 0.3,
+        anchor_updates: 20,
+        ..learner_config()
+    };
     vec![
+        (SamplerKind::Trajectory, held),
         (SamplerKind::Balanced, learner_config()),
         (SamplerKind::Online, learner_config()),
         (SamplerKind::Online, LearnerConfig { redq_replacement: false, ..wsrl.clone() }),

@@ -5,7 +5,7 @@ mod learner_problem;
 
 use std::sync::Mutex;
 
-use fieldtune::config::{LearnerConfig, SamplerKind};
+use fieldtune::config::{LearnerConfig, Order, OutputActivation, SamplerKind, TemperatureForm};
 use fieldtune::learner::{Learner, LearnerError, UpdateMetrics};
 use fieldtune::nn::EnsembleWeights;
 use fieldtune::replay::Replay;
@@ -225,6 +225,88 @@ fn divergence_stops_before_the_step() {
     assert!(matches!(error, LearnerError::NotFinite { quantity: "critic loss", update: 0, .. }), "{error}");
     assert_eq!(learner.weights().unwrap(), before);
     assert_eq!(learner.updates(), 0);
+}
+
+/// Parts of a checkpoint but for the random streams.
+fn bytes(learner: &Learner, replay: &Mutex<Replay>) -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let generation = learner.save(dir.path(), &replay.lock().unwrap().state()).unwrap();
+    ["networks.safetensors", "optimisers.safetensors"].map(|part| std::fs::read(generation.join(part)).unwrap()).into()
+}
+
+#[test]
+fn an_update_that_fails_after_its_critic_steps_leaves_nothing_behind() {
+    let weights = ensemble(2, DIMS, HIDDEN, 1);
+    let replay = replay(None, random_bandit(3, 200), SamplerKind::Online);
+    for (critic_steps, order) in [(1, Order::CriticsFirst), (3, Order::Joint), (3, Order::CriticsFirst)] {
+        // The critics' losses are finite, the actors' is not: its temperature overflows.
+        let config = LearnerConfig {
+            critic_steps,
+            order,
+            entropy_backup: false,
+            zero_gradient_adam: true,
+            initial_temperature: 1e39,
+            ..learner_config()
+        };
+        let mut learner = learner(&weights, &config, SamplerKind::Online);
+        let before = bytes(&learner, &replay);
+        for _ in 0..2 {
+            let error = learner.update(&replay).unwrap_err();
+            assert!(matches!(error, LearnerError::NotFinite { update: 0, .. }), "{error}");
+        }
+        assert!(bytes(&learner, &replay) == before, "{critic_steps} critic steps, {order:?}");
+    }
+}
+
+#[test]
+fn the_target_networks_bootstrap_and_not_the_critics() {
+    let mut weights = ensemble(2, DIMS, HIDDEN, 1);
+    make_constant(&mut weights.critic1, 7.0);
+    make_constant(&mut weights.critic2, 7.0);
+    let target = |value: f32| {
+        let mut target = weights.critic1.clone();
+        make_constant(&mut target, value);
+        target
+    };
+    weights.targets = Some((target(-60.0), target(-50.0)));
+    let data = bandit_store(2, 100, StepFlags::TRUNCATED, |_, _| (0.5, 1.0));
+    let config = LearnerConfig { entropy_backup: false, ..learner_config() };
+    let metrics =
+        run(&mut learner(&weights, &config, SamplerKind::Online), &replay(None, data, SamplerKind::Online), 1);
+    assert!((metrics.target_mean - 1.0 + 0.99 * 60.0).abs() < 1e-3 && (metrics.q_mean - 7.0).abs() < 1e-4);
+    // The actors follow the critics.
+    assert!((metrics.actor_loss + metrics.temperature * metrics.entropy + 7.0).abs() < 1e-3, "{metrics:?}");
+}
+
+#[test]
+fn a_carried_temperature_goes_on() {
+    let weights = EnsembleWeights { log_alpha: Some(0.3f32.ln()), ..ensemble(2, DIMS, HIDDEN, 1) };
+    for temperature_form in [TemperatureForm::Exp, TemperatureForm::Softplus] {
+        let first = |carry_temperature| {
+            let config = LearnerConfig { temperature_form, carry_temperature, ..learner_config() };
+            let replay = replay(None, random_bandit(3, 100), SamplerKind::Online);
+            run(&mut learner(&weights, &config, SamplerKind::Online), &replay, 1).temperature
+        };
+        assert!((first(true) - 0.3).abs() < 1e-6 && (first(false) - 0.1).abs() < 1e-6, "{temperature_form:?}");
+    }
+}
+
+#[test]
+fn priorities_are_relative_to_the_offline_rows() {
+    // The ratio is 1 at the start, and its step a large one: afterwards the robot's rows weigh more than the data's, and
+    // what the rows of the data weigh on average is 1 whatever the robot's do.
+    let data = |seed, action| bandit_store(seed, 200, StepFlags::TERMINATED, move |_, _| (action, 0.0));
+    let replay = replay(Some(data(80, -0.9)), data(81, 0.9), SamplerKind::Balanced);
+    let config =
+        LearnerConfig { density_learning_rate: 1e-2, density_output: OutputActivation::Exp, ..learner_config() };
+    run(&mut learner(&ensemble(2, DIMS, HIDDEN, 1), &config, SamplerKind::Balanced), &replay, 60);
+    let replay = replay.into_inner().unwrap();
+    let leaves = replay.priorities();
+    let offline = replay.offline().unwrap().capacity() as usize;
+    let largest = (0..offline).map(|leaf| leaves.get(leaf)).fold(0.0f32, f32::max);
+    let online = (offline..leaves.len()).map(|leaf| leaves.get(leaf)).filter(|p| *p > 0.0 && *p != 1.0);
+    let most = online.fold(0.0f32, f32::max);
+    assert!((0.3..3.0).contains(&largest) && most > 2.0, "offline {largest}, online {most}");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 const LAYOUT: Layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 9 };
-const KINDS: [SamplerKind; 4] =
-    [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online, SamplerKind::Symmetric];
+const KINDS: [SamplerKind; 5] =
+    [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online, SamplerKind::Symmetric, SamplerKind::Trajectory];
 
 /// Step `step` of one long episode; a person chooses every 5th action of online episodes.
 fn record(episode: u32, step: u32) -> StepRecord {
@@ -67,7 +67,7 @@ fn each_sampler_draws_with_the_right_probabilities() {
     for kind in KINDS {
         let wanted: Vec<f64> = (0..150)
             .map(|k| match (kind, k < 100) {
-                (SamplerKind::Balanced, _) => f64::from(priorities[k] / total),
+                (SamplerKind::Balanced | SamplerKind::Trajectory, _) => f64::from(priorities[k] / total),
                 (SamplerKind::Uniform, _) => 1.0 / 150.0,
                 (SamplerKind::Online, offline) => f64::from(u8::from(!offline)) / 50.0,
                 (SamplerKind::Symmetric, true) => 0.3 / 100.0,

@@ -154,7 +154,7 @@ fn compare(seed: u64, batches: usize, on_disk: bool) -> usize {
         let kind = KINDS[round % 4];
         let (offline, online) = (offline_model.transitions(), model.transitions());
         let possible = match kind {
-            SamplerKind::Balanced | SamplerKind::Uniform => offline + online > 0,
+            SamplerKind::Balanced | SamplerKind::Trajectory | SamplerKind::Uniform => offline + online > 0,
             SamplerKind::Online => online > 0,
             SamplerKind::Symmetric => offline > 0 && online > 0,
         };

@@ -152,7 +152,14 @@ fn replay(c: &Config, checks: &mut Checks) {
     checks.need(range, "replay.priority_min", r.priority_min, "must be positive and below replay.priority_max");
     checks.need(r.sync_every_s > 0.0, "replay.sync_every_s", r.sync_every_s, "must be positive");
     let without_offline = r.offline.as_os_str().is_empty() && c.learner.enabled;
-    for (kind, name) in [(SamplerKind::Balanced, "balanced"), (SamplerKind::Symmetric, "symmetric")] {
+    let lambda = r.trajectory_temperature;
+    checks.need(lambda > 0.0 && lambda.is_finite(), "replay.trajectory_temperature", lambda, "must be positive");
+    checks.need(r.trajectory_refresh > 0, "replay.trajectory_refresh", r.trajectory_refresh, "must be at least 1");
+    for (kind, name) in [
+        (SamplerKind::Balanced, "balanced"),
+        (SamplerKind::Symmetric, "symmetric"),
+        (SamplerKind::Trajectory, "trajectory"),
+    ] {
         let alone = r.sampler == kind && without_offline;
         let why = "needs replay.offline: there is nothing to balance; use \"online\"";
         checks.need(!alone, "replay.sampler", name, why);
@@ -225,6 +232,7 @@ fn method(c: &Config, checks: &mut Checks) {
     let actions = l.cql_actions;
     checks.need((1..=1000).contains(&actions), "learner.cql_actions", actions, "must lie in 1 to 1000");
     checks.need(l.awac_beta > 0.0 && l.awac_beta.is_finite(), "learner.awac_beta", l.awac_beta, "must be positive");
+    penalty_and_anchor(c, checks);
     let clip = l.gradient_clip;
     checks.need(clip >= 0.0 && clip.is_finite(), "learner.gradient_clip", clip, "must be positive, or 0 for none");
     checks.need(l.target_entropy.is_finite(), "learner.target_entropy", l.target_entropy, "must be a number");
@@ -257,6 +265,29 @@ fn method(c: &Config, checks: &mut Checks) {
         "learner.critic_loss",
         "cql or cal-ql",
         "a penalty against offline data that are neither in the networks (learner.start = \"scratch\") nor drawn (replay.sampler = \"online\")",
+    );
+}
+
+fn penalty_and_anchor(c: &Config, checks: &mut Checks) {
+    let l = &c.learner;
+    let (temperature, gap) = (l.cql_temperature, l.cql_gap);
+    checks.need(
+        temperature > 0.0 && temperature.is_finite(),
+        "learner.cql_temperature",
+        temperature,
+        "must be positive",
+    );
+    checks.need(gap >= 0.0 && gap.is_finite(), "learner.cql_gap", gap, "must not be negative");
+    let penalised = l.critic_loss != CriticLoss::Sac && l.cql_weight > 0.0;
+    checks.need(gap == 0.0 || penalised, "learner.cql_gap", gap, "there is no penalty to hold at it");
+    let (weight, rate) = (l.anchor_weight, l.anchor_rate);
+    checks.need(weight >= 0.0 && weight.is_finite(), "learner.anchor_weight", weight, "must not be negative");
+    checks.need((0.0..=1.0).contains(&rate), "learner.anchor_rate", rate, "must lie in [0, 1]");
+    checks.need(
+        weight == 0.0 || l.actor_loss == ActorLoss::Sac,
+        "learner.anchor_weight",
+        weight,
+        "imitating actors are held by the data; needs learner.actor_loss = \"sac\"",
     );
 }
 

@@ -15,6 +15,8 @@ pub enum TargetKind {
     MeanOfTwinMin,
     /// Minimum over all target critics.
     EnsembleMin,
+    /// Mean over all pairs of target critics of the lesser of the two (ENOTO).
+    WeightedMinPair,
     /// Minimum over `learner.redq_subset` target critics, drawn anew for every critic step (REDQ, RLPD, WSRL).
     Redq,
 }
@@ -29,6 +31,8 @@ pub enum ActorOperator {
     Min,
     /// Mean over all `2 N` critics (REDQ, RLPD, WSRL on the robot).
     Mean,
+    /// Mean over all pairs of the `2 N` critics of the lesser of the two (ENOTO).
+    WeightedMinPair,
 }
 
 /// What makes the density-ratio network's output positive.
@@ -232,6 +236,19 @@ mod tests {
             "learner.zero_gradient_adam",
             "replay.offline_share",
             "replay.sampler",
+        ];
+        assert_eq!(keys, expected);
+        let further = "[replay]\noffline = \"\"\nsampler = \"trajectory\"\ntrajectory_temperature = 0.0\n[learner]\n\
+                       actor_loss = \"awac\"\nanchor_weight = 1.0\nanchor_rate = 2.0\ncql_gap = 1.0\ncql_temperature = nan\n";
+        let mut keys: Vec<String> = problems(further).into_iter().map(|p| p.key).collect();
+        keys.sort();
+        let expected = [
+            "learner.anchor_rate",
+            "learner.anchor_weight",
+            "learner.cql_gap",
+            "learner.cql_temperature",
+            "replay.sampler",
+            "replay.trajectory_temperature",
         ];
         assert_eq!(keys, expected);
         let penalty = "[replay]\nsampler = \"online\"\n[learner]\nstart = \"scratch\"\ncritic_loss = \"cql\"\n";

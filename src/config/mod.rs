@@ -104,6 +104,8 @@ pub enum SamplerKind {
     Online,
     /// A fixed share of every minibatch uniform over offline, the rest uniform over online (RLPD).
     Symmetric,
+    /// ARB: by priority from how likely the policy finds the actions of the trajectory.
+    Trajectory,
 }
 
 /// What becomes of old steps when the online buffer is full.
@@ -359,6 +361,10 @@ sections! {
         priority_min: f32 = 1e-3,
         /// Upper end.
         priority_max: f32 = 1e3,
+        /// lambda of the trajectory sampler.
+        trajectory_temperature: f64 = 5.0,
+        /// Updates between two sweeps of the trajectory sampler.
+        trajectory_refresh: u64 = 1000,
         /// Seconds between two syncs to disk.
         sync_every_s: f64 = 5.0,
     }
@@ -421,12 +427,24 @@ sections! {
         cql_weight: f64 = 5.0,
         /// Sampled actions of each kind in the CQL penalty.
         cql_actions: usize = 4,
+        /// Entries of the CQL penalty.
+        cql_entries: CqlEntries = CqlEntries::ImportanceSampled,
+        /// T of the penalty's log-sum-exp.
+        cql_temperature: f64 = 1.0,
+        /// Lagrange variant: the penalty that its multiplier holds; 0 for a fixed weight.
+        cql_gap: f64 = 0.0,
         /// Loss of the actors.
         actor_loss: ActorLoss = ActorLoss::Sac,
         /// How the critics judge an action of the actor.
         actor_operator: ActorOperator = ActorOperator::MeanOfTwinMin,
         /// beta of AWAC.
         awac_beta: f64 = 2.0,
+        /// Cost of leaving the anchor, a slow copy of the actors; 0 for none.
+        anchor_weight: f64 = 0.0,
+        /// How fast the anchor follows the actors.
+        anchor_rate: f64 = 0.005,
+        /// Updates over which its weight falls to 0; 0 for never.
+        anchor_updates: u64 = 0,
         /// Adam step size of the actors.
         actor_learning_rate: f64 = 3e-4,
         /// Adam step size of the critics.

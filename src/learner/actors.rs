@@ -4,14 +4,14 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor};
 
 use super::batch::{Batch, Dims};
-use super::networks::Networks;
+use super::networks::{Anchor, Networks};
 use super::streams::{Streams, normal};
 use crate::config::{ActorLoss, LearnerConfig, TemperatureForm, TemperatureStates};
 use crate::nn::tanh_gaussian;
 use crate::rl::{actor, entropy, state_action};
 
 /// Data actions are clipped to this magnitude before `atanh` (published code).
-const ACTION_CLIP: f64 = 0.999_999;
+pub(super) const ACTION_CLIP: f64 = 0.999_999;
 /// An action entry beyond this magnitude counts as saturated.
 const SATURATED: f64 = 0.99;
 
@@ -52,7 +52,13 @@ pub(super) fn pass(
     let actor_loss = match config.actor_loss {
         ActorLoss::Sac => {
             let value = value(&state_action(&batch.observation, &sample.action)?)?;
-            actor::loss(&temperature, &sample.log_prob, &value)?
+            let loss = actor::loss(&temperature, &sample.log_prob, &value)?;
+            match &networks.anchor {
+                Some(anchor) => {
+                    (loss + anchor.cost(config, &batch.observation, &sample.pre_tanh, &sample.log_prob)?.mean_all()?)?
+                }
+                None => loss,
+            }
         }
         ActorLoss::Bc => {
             let (drawn, data) = (sample.log_prob.unsqueeze(0)?, data_log_prob()?.unsqueeze(0)?);
@@ -88,6 +94,20 @@ pub(super) fn pass(
         actor_loss,
         temperature_loss,
     })
+}
+
+impl Anchor {
+    /// What the actions `tanh(z)` cost, `(B)`; gradient to `z` and `log_prob`.
+    pub(super) fn cost(
+        &self,
+        config: &LearnerConfig,
+        observation: &Tensor,
+        pre_tanh: &Tensor,
+        log_prob: &Tensor,
+    ) -> Result<Tensor> {
+        let (mean, std) = tanh_gaussian::moments(&self.actor.forward_detached(observation)?, config.log_std)?;
+        actor::anchor_cost(log_prob, &tanh_gaussian::log_prob_at(&mean, &std, pre_tanh)?, self.weight)
+    }
 }
 
 /// Mean over batch and action entries of `mean_i (m_i - m)^2 / sigma^2`.

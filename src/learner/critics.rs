@@ -15,18 +15,19 @@ use crate::nn::{Stack, pointwise};
 use crate::rl::critic::{self, EntropyTerm, TargetOperator};
 use crate::rl::{cql, state_action};
 
-/// `T` of the penalty's log-sum-exp (published code).
-const CQL_TEMPERATURE: f64 = 1.0;
-
 /// What the critics' pass leaves, all with the parameters from before the step.
 pub(super) struct CriticPass {
     pub(super) gradients: GradStore,
+    /// Of the Lagrange multipliers, where they move.
+    pub(super) multiplier_gradients: Option<GradStore>,
     /// Scalars.
     pub(super) loss: Tensor,
     pub(super) q_mean: Tensor,
     pub(super) target_mean: Tensor,
     /// Mean over the critics of the weighted penalty.
     pub(super) penalty: Tensor,
+    /// Mean of the Lagrange multipliers.
+    pub(super) multiplier: Tensor,
     /// Mean over the critics of `|Q - y|`, `(B)`.
     pub(super) errors: Tensor,
 }
@@ -58,29 +59,36 @@ pub(super) fn pass(
     let [q1, q2] = q;
     let (q1, q2) = (q1?, q2?);
     let mut loss = critic::loss(&q1, &q2, &target)?;
-    let mut penalty = Tensor::zeros((), loss.dtype(), loss.device())?;
+    let (mut penalty, mut multiplier_loss) = (Tensor::zeros((), loss.dtype(), loss.device())?, None);
     if let Some((p1, p2)) = penalties {
-        loss = ((loss + p1.sum_all()?)? + p2.sum_all()?)?;
+        let weighed = cql::weigh(networks.log_multiplier.as_tensor(), &p1, &p2, config.cql_gap)?;
+        loss = (loss + weighed.loss)?;
+        multiplier_loss = weighed.multiplier_loss;
         penalty = ((p1.detach().mean_all()? + p2.detach().mean_all()?)? * 0.5)?;
     }
     laps.add_to(&mut timings.critic_forward);
     let gradients = loss.backward()?;
+    let multiplier_gradients = multiplier_loss.as_ref().map(Tensor::backward).transpose()?;
     laps.add_to(&mut timings.critic_backward);
     let error = |q: &Tensor| (q.detach() - &target)?.abs()?.mean(0);
     Ok(CriticPass {
         gradients,
+        multiplier_gradients,
         q_mean: ((q1.detach().mean_all()? + q2.detach().mean_all()?)? * 0.5)?,
         target_mean: target.mean_all()?,
         errors: ((error(&q1)? + error(&q2)?)? * 0.5)?,
         loss,
         penalty,
+        multiplier: networks.log_multiplier.as_detached_tensor().exp()?.mean_all()?,
     })
 }
 
-/// `y_i = r + gamma (1 - terminated)(V_i(s', a') - alpha log pi(a'|s'))`, `(members, B)`; all members share `a'`.
+/// `y_i = r + gamma (1 - terminated)(V_i(s', a') - alpha log pi(a'|s'))`, `(members, B)`; all members share `a'`. With the
+/// entropy, the anchor's cost counts as well.
 fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &mut Streams) -> Result<Tensor> {
     let sample = policy(networks, config, &batch.next_observation, &mut streams.next_noise, 1)?;
     let (action, log_prob) = (sample.action.squeeze(0)?, sample.log_prob.squeeze(0)?);
+    let pre_tanh = sample.pre_tanh.squeeze(0)?;
     let rows = state_action(&batch.next_observation, &action)?;
     let (q1, q2) =
         (networks.target1.forward_detached(&rows)?.squeeze(2)?, networks.target2.forward_detached(&rows)?.squeeze(2)?);
@@ -88,9 +96,13 @@ fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &
         TargetKind::OwnTwinMin => TargetOperator::OwnTwinMin,
         TargetKind::MeanOfTwinMin => TargetOperator::MeanOfTwinMin,
         TargetKind::EnsembleMin => TargetOperator::EnsembleMin,
+        TargetKind::WeightedMinPair => TargetOperator::WeightedMinPair,
         TargetKind::Redq => TargetOperator::Redq { indices: subset(config, 2 * q1.dim(0)?, &mut streams.subset) },
     };
-    let value = critic::next_value(&q1, &q2, &operator)?;
+    let mut value = critic::next_value(&q1, &q2, &operator)?;
+    if let (Some(anchor), true) = (&networks.anchor, config.entropy_backup) {
+        value = value.broadcast_sub(&anchor.cost(config, &batch.next_observation, &pre_tanh, &log_prob)?)?;
+    }
     let temperature = networks.temperature()?;
     let entropy = EntropyTerm { temperature: &temperature, next_log_prob: &log_prob };
     let entropy = config.entropy_backup.then_some(entropy);
@@ -162,8 +174,8 @@ impl Draws {
         };
         let q = all.narrow(1, 0, batch_rows)?.contiguous()?;
         let settings = cql::Settings {
-            form: cql::Form::H,
-            temperature: CQL_TEMPERATURE,
+            form: config.cql_entries.into(),
+            temperature: config.cql_temperature,
             weight: config.cql_weight,
             action_dim: dims.action,
         };

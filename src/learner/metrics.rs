@@ -34,10 +34,14 @@ pub struct UpdateMetrics {
     pub action_saturation: f32,
     /// Mean over the critics of the weighted conservative penalty; 0 without one.
     pub penalty: f32,
+    /// Mean of the penalty's Lagrange multipliers; 1 with a fixed weight.
+    pub penalty_multiplier: f32,
     /// Mean `|Q - y|` of the offline rows; `None` when there are none.
     pub td_error_offline: Option<f32>,
     /// Mean `|Q - y|` of the online rows.
     pub td_error_online: Option<f32>,
+    /// Rows that Cal-QL left out of the minibatches because their episode is not over.
+    pub left_out_rows: u32,
     /// Share of offline rows in the minibatches, `[0, 1]`.
     pub offline_share: f32,
     /// How old the online rows are: shares of them that were recorded within the last 100, 1000, 10,000 and 100,000

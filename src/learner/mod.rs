@@ -26,6 +26,7 @@ mod returns;
 pub mod schedule;
 mod start;
 mod streams;
+mod sweep;
 mod tensors;
 mod update;
 

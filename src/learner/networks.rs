@@ -1,7 +1,7 @@
 //! The learner's networks and optimisers, and whether given weights make a learner.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
 
 use super::LearnerError;
 use super::actors::ActorPass;
@@ -19,6 +19,17 @@ pub(super) struct Networks {
     /// What the entropy temperature is made of, a scalar.
     pub(super) temperature_parameter: Var,
     pub(super) temperature_form: TemperatureForm,
+    /// `ln` of the Lagrange multipliers of the penalty, `(members)`; stays 0 with a fixed weight.
+    pub(super) log_multiplier: Var,
+    /// The slow copy of the actors, where leaving it costs.
+    pub(super) anchor: Option<Anchor>,
+}
+
+/// PROTO's slowly moving policy.
+pub(super) struct Anchor {
+    pub(super) actor: Stack,
+    /// `beta` of the present update.
+    pub(super) weight: f64,
 }
 
 pub(super) struct Optimisers {
@@ -26,6 +37,7 @@ pub(super) struct Optimisers {
     pub(super) critic1: Adam,
     pub(super) critic2: Adam,
     pub(super) temperature: Adam,
+    pub(super) multiplier: Adam,
 }
 
 impl Networks {
@@ -47,6 +59,12 @@ impl Networks {
             target2: stack(targets.map_or(&weights.critic2, |t| &t.1))?,
             temperature_parameter: Var::new(temperature_parameter, device)?,
             temperature_form: config.temperature_form,
+            log_multiplier: Var::zeros(weights.critic1.members, DType::F32, device)?,
+            anchor: if config.anchor_weight > 0.0 {
+                Some(Anchor { actor: stack(&weights.actor.stack)?, weight: config.anchor_weight })
+            } else {
+                None
+            },
         })
     }
 
@@ -57,6 +75,22 @@ impl Networks {
             TemperatureForm::Exp => parameter.exp(),
             TemperatureForm::Softplus => pointwise::softplus(&parameter),
         }
+    }
+
+    /// Gradient of the temperature's loss with respect to its parameter over that with respect to `ln alpha`.
+    pub(super) fn temperature_slope(&self) -> TensorResult<f64> {
+        let parameter = f64::from(self.temperature_parameter.to_scalar::<f32>()?);
+        Ok(match self.temperature_form {
+            TemperatureForm::Exp => 1.0,
+            TemperatureForm::Softplus => 1.0 / (1.0 + (-parameter).exp()),
+        })
+    }
+
+    /// All that a learner's optimisers and target copies change in the middle of an update.
+    fn vars(&self) -> Vec<Var> {
+        let stacks = [&self.actor, &self.critic1, &self.critic2, &self.target1, &self.target2];
+        let scalars = [self.temperature_parameter.clone(), self.log_multiplier.clone()];
+        stacks.iter().flat_map(|stack| stack.vars()).chain(scalars).collect()
     }
 
     /// Moves the targets towards the critics.
@@ -75,15 +109,15 @@ impl Optimisers {
             critic1: adam(networks.critic1.vars(), config.critic_learning_rate)?,
             critic2: adam(networks.critic2.vars(), config.critic_learning_rate)?,
             temperature: adam(vec![networks.temperature_parameter.clone()], config.temperature_learning_rate)?,
+            multiplier: adam(vec![networks.log_multiplier.clone()], config.critic_learning_rate)?,
         })
     }
-}
 
-impl Optimisers {
     pub(super) fn step_critics(
         &mut self,
         networks: &Networks,
         mut gradients: GradStore,
+        multipliers: Option<&GradStore>,
         config: &LearnerConfig,
     ) -> TensorResult<()> {
         let critics = [&networks.critic1, &networks.critic2];
@@ -94,7 +128,8 @@ impl Optimisers {
             critics.iter().try_for_each(|critic| critic.limit_norm(&mut gradients, config.gradient_clip))?;
         }
         self.critic1.step(&gradients)?;
-        self.critic2.step(&gradients)
+        self.critic2.step(&gradients)?;
+        multipliers.map_or(Ok(()), |gradients| self.multiplier.step(gradients))
     }
 
     pub(super) fn step_actors(
@@ -110,11 +145,9 @@ impl Optimisers {
         self.actor.step(&pass.actor_gradients)
     }
 
-    /// Takes over the states of actors and twins.
-    pub(super) fn carry(&mut self, [actor, critic1, critic2]: &[AdamState; 3]) -> TensorResult<()> {
-        self.actor.restore(actor)?;
-        self.critic1.restore(critic1)?;
-        self.critic2.restore(critic2)
+    /// Takes over the states of actors, twins and temperature.
+    pub(super) fn carry(&mut self, states: &[AdamState; 4]) -> TensorResult<()> {
+        self.named_mut().into_iter().zip(states).try_for_each(|((_, adam), state)| adam.restore(state))
     }
 
     /// Steps actors and temperature with gradients of 0.
@@ -127,6 +160,27 @@ impl Optimisers {
     pub(super) fn critics_idle(&mut self) -> TensorResult<()> {
         self.critic1.step_idle()?;
         self.critic2.step_idle()
+    }
+}
+
+/// Networks and optimisers as they were, so that an update that fails half-way leaves nothing behind.
+pub(super) struct Before {
+    vars: Vec<(Var, Tensor)>,
+    states: Vec<AdamState>,
+}
+
+impl Before {
+    pub(super) fn of(networks: &Networks, optimisers: &Optimisers) -> TensorResult<Self> {
+        let copy = |var: Var| var.as_detached_tensor().copy().map(|copy| (var, copy));
+        Ok(Self {
+            vars: networks.vars().into_iter().map(copy).collect::<TensorResult<_>>()?,
+            states: optimisers.named().iter().map(|(_, adam)| adam.state()).collect::<TensorResult<_>>()?,
+        })
+    }
+
+    pub(super) fn restore(&self, optimisers: &mut Optimisers) -> TensorResult<()> {
+        self.vars.iter().try_for_each(|(var, copy)| var.set(copy))?;
+        optimisers.named_mut().into_iter().zip(&self.states).try_for_each(|((_, adam), state)| adam.restore(state))
     }
 }
 

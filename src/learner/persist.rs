@@ -7,6 +7,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -18,14 +19,16 @@ use super::streams::Streams;
 use super::tensors::{ArrayError, Arrays};
 use super::update::Learner;
 use crate::config::{LearnerConfig, OutputActivation, ReplayConfig, SamplerKind, TemperatureForm};
-use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack};
+use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack, StackWeights};
 use crate::replay::ReplayState;
 
 pub(super) const NETWORKS: &str = "networks.safetensors";
 pub(super) const OPTIMISERS: &str = "optimisers.safetensors";
 pub(super) const STATE: &str = "state.bin";
 /// Version of the three parts together.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+const OPTIMISER_COUNT: usize = 5;
 
 /// What is not a tensor.
 #[derive(Serialize, Deserialize)]
@@ -34,8 +37,8 @@ struct State {
     streams: Streams,
     /// Without it the temperature's parameter has no meaning.
     temperature_form: TemperatureForm,
-    /// Steps of the optimisers of actor, critic 1, critic 2 and temperature.
-    steps: [u64; 4],
+    /// Steps of the optimisers in the order of [`Optimisers::named`].
+    steps: [u64; OPTIMISER_COUNT],
     density: Option<DensityState>,
     replay: ReplayState,
 }
@@ -57,7 +60,7 @@ impl Learner {
     /// When the device cannot be read or the file system refuses.
     pub fn save(&self, dir: &Path, replay: &ReplayState) -> Result<PathBuf, LearnerError> {
         let (networks, optimisers, steps) = self.arrays()?;
-        let density = self.density.as_ref().zip(steps.get(4)).map(|(density, step)| DensityState {
+        let density = self.density.as_ref().zip(steps.get(OPTIMISER_COUNT)).map(|(density, step)| DensityState {
             online: density.online_rng.clone(),
             offline: density.offline_rng.clone(),
             step: *step,
@@ -67,7 +70,7 @@ impl Learner {
             updates: self.updates,
             streams: self.streams.clone(),
             temperature_form: self.config.temperature_form,
-            steps: [steps[0], steps[1], steps[2], steps[3]],
+            steps: std::array::from_fn(|index| steps[index]),
             density,
             replay: *replay,
         };
@@ -97,6 +100,12 @@ impl Learner {
         let parameter = self.networks.temperature_parameter.to_scalar::<f32>();
         let parameter = parameter.map_err(LearnerError::tensor("copy the temperature"))?;
         networks.put("temperature_parameter".into(), vec![], vec![parameter]);
+        let multipliers = self.networks.log_multiplier.to_vec1::<f32>();
+        let multipliers = multipliers.map_err(LearnerError::tensor("copy the multipliers"))?;
+        networks.put("log_multiplier".into(), vec![multipliers.len()], multipliers);
+        if let Some(anchor) = &self.networks.anchor {
+            networks.put_stack("anchor", anchor.actor.to_weights().map_err(LearnerError::tensor("copy the anchor"))?);
+        }
         if let Some(density) = &self.density {
             networks.put_stack(
                 "density",
@@ -133,7 +142,7 @@ impl Learner {
         let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
         let state = decode_state(&parts)?;
         let mut networks = decode_arrays(&parts, NETWORKS)?;
-        let (weights, parameter, density) =
+        let Saved { weights, parameter, multipliers, anchor, density } =
             take_networks(&mut networks, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
         let changed = [
             ("replay.sampler", state.density.is_some() != (replay.sampler == SamplerKind::Balanced)),
@@ -145,10 +154,16 @@ impl Learner {
         }
         check(&weights, dims)?;
         let device = device(config.device)?;
-        let stack = |weights: crate::nn::StackWeights| Stack::from_weights(&weights, &device);
+        let stack = |weights: StackWeights| Stack::from_weights(&weights, &device);
         let density = density.map(stack).transpose().map_err(LearnerError::tensor("build the density network"))?;
-        let networks =
+        let mut networks =
             Networks::new(&weights, parameter, config, &device).map_err(LearnerError::tensor("build the networks"))?;
+        let fill =
+            networks.log_multiplier.set(&Tensor::new(multipliers, &device).map_err(LearnerError::tensor("upload"))?);
+        fill.map_err(|e| parts.unusable(NETWORKS, &e))?;
+        if let (Some(anchor), Some(saved)) = (&mut networks.anchor, anchor) {
+            anchor.actor = stack(saved).map_err(LearnerError::tensor("build the anchor"))?.with_threads(config.threads);
+        }
         let mut learner = Self::around(networks, density, dims, config, replay, 0, device)
             .map_err(LearnerError::tensor("build the optimisers"))?;
         let mut moments = decode_arrays(&parts, OPTIMISERS)?;
@@ -170,21 +185,23 @@ impl Learner {
 }
 
 impl Optimisers {
-    fn named(&self) -> [(&'static str, &Adam); 4] {
+    pub(super) fn named(&self) -> [(&'static str, &Adam); OPTIMISER_COUNT] {
         [
             ("actor", &self.actor),
             ("critic1", &self.critic1),
             ("critic2", &self.critic2),
             ("temperature", &self.temperature),
+            ("multiplier", &self.multiplier),
         ]
     }
 
-    fn named_mut(&mut self) -> [(&'static str, &mut Adam); 4] {
+    pub(super) fn named_mut(&mut self) -> [(&'static str, &mut Adam); OPTIMISER_COUNT] {
         [
             ("actor", &mut self.actor),
             ("critic1", &mut self.critic1),
             ("critic2", &mut self.critic2),
             ("temperature", &mut self.temperature),
+            ("multiplier", &mut self.multiplier),
         ]
     }
 }
@@ -206,11 +223,16 @@ pub(super) fn decode_arrays(parts: &Parts, name: &str) -> Result<Arrays, Learner
     Arrays::decode(parts.part(name)?).map_err(|e| refuse(parts, name, e))
 }
 
-fn take_networks(
-    arrays: &mut Arrays,
-    config: &LearnerConfig,
-    with_density: bool,
-) -> Result<(EnsembleWeights, f32, Option<crate::nn::StackWeights>), ArrayError> {
+/// What the first part holds.
+struct Saved {
+    weights: EnsembleWeights,
+    parameter: f32,
+    multipliers: Vec<f32>,
+    anchor: Option<StackWeights>,
+    density: Option<StackWeights>,
+}
+
+fn take_networks(arrays: &mut Arrays, config: &LearnerConfig, with_density: bool) -> Result<Saved, ArrayError> {
     let weights = EnsembleWeights {
         actor: ActorWeights { stack: arrays.take_stack("actor")?, log_std: config.log_std },
         critic1: arrays.take_stack("critic1")?,
@@ -220,8 +242,10 @@ fn take_networks(
     };
     let parameter = arrays.take("temperature_parameter")?;
     let parameter = *parameter.first().ok_or_else(|| ArrayError::Missing("temperature_parameter".into()))?;
+    let multipliers = arrays.take("log_multiplier")?;
+    let anchor = (config.anchor_weight > 0.0).then(|| arrays.take_stack("anchor")).transpose()?;
     let density = with_density.then(|| arrays.take_stack("density")).transpose()?;
-    Ok((weights, parameter, density))
+    Ok(Saved { weights, parameter, multipliers, anchor, density })
 }
 
 /// Moments of an optimiser with one variable, which is what all of the learner's are.

@@ -15,13 +15,14 @@ use super::batch::{Batch, Dims};
 use super::critics::{self, CriticPass};
 use super::density::{Density, Evaluation};
 use super::metrics::{Laps, Timings, UpdateMetrics, ages};
-use super::networks::{Networks, Optimisers, device, temperature_parameter};
+use super::networks::{Before, Networks, Optimisers, device, temperature_parameter};
 use super::pretrain::moments;
 use super::returns::Returns;
 use super::start;
 use super::streams::Streams;
+use super::sweep::Sweeps;
 use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind};
-use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack};
+use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
 use crate::replay::Replay;
 use crate::spaces::{Minibatch, Source};
 
@@ -41,6 +42,8 @@ pub struct Learner {
     minibatches: Vec<Minibatch>,
     /// What the critics' penalty needs of the replay, for Cal-QL.
     returns: Option<Returns>,
+    /// With the trajectory sampler.
+    sweeps: Option<Sweeps>,
     timings: Timings,
 }
 
@@ -52,6 +55,7 @@ struct Drawn {
     /// Whether the minibatches of the density loss are among them.
     weigh: bool,
     ages: [f32; super::metrics::AGES],
+    left_out: u32,
 }
 
 impl Learner {
@@ -75,7 +79,7 @@ impl Learner {
         let mut learner = Self::around(networks, None, dims, config, replay, seed, device)
             .map_err(LearnerError::tensor("build the optimisers"))?;
         if !config.carry_optimiser.as_os_str().is_empty() {
-            let states = moments(&config.carry_optimiser, &weights)?;
+            let states = moments(&config.carry_optimiser, &weights, &learner.networks)?;
             learner.optimisers.carry(&states).map_err(LearnerError::tensor("carry the optimisers over"))?;
         }
         Ok(learner)
@@ -108,6 +112,7 @@ impl Learner {
             updates: 0,
             minibatches: vec![Minibatch::default(); config.critic_steps.max(1)],
             returns: (config.critic_loss == CriticLoss::CalQl).then(|| Returns::new(config.discount)),
+            sweeps: (replay.sampler == SamplerKind::Trajectory).then(|| replay.into()),
             timings: Timings::default(),
             device,
         })
@@ -120,11 +125,35 @@ impl Learner {
     /// or without offline data the density network is not touched.
     ///
     /// # Errors
-    /// When the replay has nothing to draw or a loss is not finite; the step it belongs to was not made. With one
-    /// critic step in joint order nothing was: networks and priorities are as before.
+    /// When the replay has nothing to draw or a loss is not finite; networks, targets, optimisers and priorities are as
+    /// before then, however many critic steps were made. Random streams have moved on.
     pub fn update(&mut self, replay: &Mutex<Replay>) -> Result<UpdateMetrics, LearnerError> {
         let tensor = LearnerError::tensor;
+        if let Some(anchor) = &mut self.networks.anchor {
+            let left = 1.0 - self.updates as f64 / self.config.anchor_updates as f64;
+            let share = if self.config.anchor_updates == 0 { 1.0 } else { left.max(0.0) };
+            anchor.weight = self.config.anchor_weight * share;
+        }
+        // One critic step beside the actors' is made after all losses are known.
+        let steps_before_last_loss = self.config.critic_steps > 1 || self.config.order != Order::Joint;
+        let before = if steps_before_last_loss {
+            Some(Before::of(&self.networks, &self.optimisers).map_err(tensor("copy the networks"))?)
+        } else {
+            None
+        };
+        let result = self.attempt(replay);
+        if let (Err(_), Some(before)) = (&result, before) {
+            before.restore(&mut self.optimisers).map_err(tensor("take a failed update back"))?;
+        }
+        result
+    }
+
+    fn attempt(&mut self, replay: &Mutex<Replay>) -> Result<UpdateMetrics, LearnerError> {
+        let tensor = LearnerError::tensor;
         let mut laps = Laps::start();
+        if let Some(sweeps) = self.sweeps.filter(|sweeps| self.updates.is_multiple_of(sweeps.every)) {
+            sweeps.run(&self.networks, &self.config, self.dims, replay, &self.device)?;
+        }
         let drawn = self.draw(replay)?;
         laps.add_to(&mut self.timings.sampling);
         let density = match &self.density {
@@ -161,7 +190,7 @@ impl Learner {
         };
         self.step_actors(actors, density.as_ref()).map_err(tensor("step the optimisers"))?;
         laps.add_to(&mut self.timings.optimiser);
-        metrics.age_shares = drawn.ages;
+        (metrics.age_shares, metrics.left_out_rows) = (drawn.ages, drawn.left_out);
         self.updates += 1;
         Ok(metrics)
     }
@@ -172,10 +201,10 @@ impl Learner {
         let mut locked = lock(replay);
         let offline = locked.offline_transitions() > 0;
         let sampler = if offline { self.sampler } else { SamplerKind::Online };
-        let mut bounds = Vec::new();
+        let (mut bounds, mut left_out) = (Vec::new(), 0);
         for minibatch in &mut self.minibatches {
             locked.sample(sampler, rows, &mut self.streams.minibatch, minibatch)?;
-            bounds.push(self.returns.as_mut().map(|returns| returns.of(&locked, minibatch)));
+            bounds.push(self.returns.as_mut().map(|returns| returns.bound(&locked, minibatch, &mut left_out)));
         }
         let weigh = match &mut self.density {
             Some(density) if offline => density.sample(&mut locked, rows).map(|()| true)?,
@@ -189,7 +218,7 @@ impl Learner {
         let batches: TensorResult<Vec<Batch>> = self.minibatches.iter().zip(bounds).map(upload).collect();
         let batches = batches.map_err(LearnerError::tensor("upload a minibatch"))?;
         let all = Batch::cat(&batches).map_err(LearnerError::tensor("join the minibatches"))?;
-        Ok(Drawn { batches, all, weigh, ages })
+        Ok(Drawn { batches, all, weigh, ages, left_out })
     }
 
     fn critic_pass(&mut self, batch: &Batch, laps: &mut Laps) -> Result<CriticPass, LearnerError> {
@@ -211,7 +240,7 @@ impl Learner {
         let tensor = LearnerError::tensor;
         let idle = alone && self.config.zero_gradient_adam;
         self.optimisers
-            .step_critics(&self.networks, critics.gradients, &self.config)
+            .step_critics(&self.networks, critics.gradients, critics.multiplier_gradients.as_ref(), &self.config)
             .and_then(|()| if idle { self.optimisers.actors_idle() } else { Ok(()) })
             .map_err(tensor("step the optimisers"))?;
         laps.add_to(&mut self.timings.optimiser);
@@ -222,6 +251,9 @@ impl Learner {
 
     fn step_actors(&mut self, actors: ActorPass, density: Option<&Evaluation>) -> TensorResult<()> {
         self.optimisers.step_actors(&self.networks, actors, &self.config)?;
+        if let Some(anchor) = &self.networks.anchor {
+            polyak(&anchor.actor, &self.networks.actor, self.config.anchor_rate)?;
+        }
         match (&mut self.density, density) {
             (Some(network), Some(evaluation)) => network.optimiser.step(&evaluation.gradients),
             _ => Ok(()),
@@ -252,8 +284,9 @@ impl Learner {
             ("mean Q", &critics.q_mean),
             ("mean target", &critics.target_mean),
             ("penalty", &critics.penalty),
+            ("penalty multiplier", &critics.multiplier),
         ];
-        let [critic_loss, q_mean, target_mean, penalty] = self.refuse_infinities(&scalars)?;
+        let [critic_loss, q_mean, target_mean, penalty, penalty_multiplier] = self.refuse_infinities(&scalars)?;
         let density = density.map(|d| d.metrics);
         if let Some(d) = density.filter(|d| !d.loss.is_finite()) {
             return Err(LearnerError::NotFinite { quantity: "density loss", value: d.loss, update: self.updates });
@@ -270,6 +303,7 @@ impl Learner {
             q_mean,
             target_mean,
             penalty,
+            penalty_multiplier,
             td_error_offline: mean_of(Source::Offline),
             td_error_online: mean_of(Source::Online),
             offline_share: offline / self.minibatches.len() as f32,

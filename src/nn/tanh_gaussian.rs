@@ -68,6 +68,14 @@ pub fn sample(mean: &Tensor, std: &Tensor, noise: &Tensor) -> Result<Sample> {
     Ok(Sample { action: pre_tanh.tanh()?, pre_tanh, log_prob })
 }
 
+/// `log pi(tanh(z))` of a given `z`, differentiable in `z` and the moments.
+///
+/// # Errors
+/// When the shapes do not broadcast.
+pub fn log_prob_at(mean: &Tensor, std: &Tensor, pre_tanh: &Tensor) -> Result<Tensor> {
+    log_prob(pre_tanh, std, &pre_tanh.broadcast_sub(mean)?.broadcast_div(std)?)
+}
+
 /// `log pi(action)` of a given action, which is clipped to `±clip` first so that its `atanh` is finite.
 ///
 /// # Errors
@@ -75,8 +83,7 @@ pub fn sample(mean: &Tensor, std: &Tensor, noise: &Tensor) -> Result<Sample> {
 pub fn log_prob_of(mean: &Tensor, std: &Tensor, action: &Tensor, clip: f64) -> Result<Tensor> {
     let a = pointwise::clamp(action, -clip, clip)?;
     let pre_tanh = (((&a + 1.0)? / a.affine(-1.0, 1.0)?)?.log()? * 0.5)?;
-    let noise = pre_tanh.broadcast_sub(mean)?.broadcast_div(std)?;
-    log_prob(&pre_tanh, std, &noise)
+    log_prob_at(mean, std, &pre_tanh)
 }
 
 /// `sum_d [log N(z_d; m_d, sigma_d) - 2 (ln 2 - z_d - softplus(-2 z_d))]`: exact, without an epsilon.

@@ -22,8 +22,8 @@ struct Plan {
 impl Replay {
     /// Fills `into` with `rows` transitions.
     ///
-    /// `Balanced` draws by priority, one row from each of `rows` equal parts of the total; when all priorities
-    /// are zero it draws uniformly and says so once. `Uniform` draws over both buffers, `Online` over one,
+    /// `Balanced` and `Trajectory` draw by priority, one row from each of `rows` equal parts of the total; when all priorities
+    /// are zero they draw uniformly and say so once. `Uniform` draws over both buffers, `Online` over one,
     /// `Symmetric` a fixed share from the offline buffer and the rest from the online one. The last rows are steps
     /// of a person, as many as `intervention_share` says. Allocates only while `into` grows. The same state, seed
     /// and `rows` give the same minibatch.
@@ -40,7 +40,7 @@ impl Replay {
         let plan = self.plan(rows);
         let rest = rows - plan.interventions;
         match kind {
-            SamplerKind::Balanced => self.draw_balanced(rest, rng)?,
+            SamplerKind::Balanced | SamplerKind::Trajectory => self.draw_balanced(rest, rng)?,
             SamplerKind::Uniform => self.draw_uniform(rest, rng)?,
             SamplerKind::Online => self.draw_side(Source::Online, rest, rng)?,
             SamplerKind::Symmetric => {
@@ -204,8 +204,12 @@ impl Replay {
                 return 0.0;
             }
             let drawn = match (kind, source) {
-                (SamplerKind::Balanced, _) if total > 0.0 => rest * f64::from(self.tree.get(*leaf as usize)) / total,
-                (SamplerKind::Balanced | SamplerKind::Uniform, _) => rest / (offline + online),
+                (SamplerKind::Balanced | SamplerKind::Trajectory, _) if total > 0.0 => {
+                    rest * f64::from(self.tree.get(*leaf as usize)) / total
+                }
+                (SamplerKind::Balanced | SamplerKind::Trajectory | SamplerKind::Uniform, _) => {
+                    rest / (offline + online)
+                }
                 (SamplerKind::Online, Source::Offline) => 0.0,
                 (SamplerKind::Online, Source::Online) => rest / online,
                 (SamplerKind::Symmetric, Source::Offline) => plan.offline as f64 / rows / offline,
@@ -222,7 +226,10 @@ impl Replay {
     pub fn importance_weights(&self, kind: SamplerKind, batch: &Minibatch, exponent: f64, into: &mut Vec<f32>) {
         let plan = self.plan(batch.rows);
         into.clear();
-        if kind == SamplerKind::Balanced && plan.interventions == 0 && self.tree.total() > 0.0 {
+        if matches!(kind, SamplerKind::Balanced | SamplerKind::Trajectory)
+            && plan.interventions == 0
+            && self.tree.total() > 0.0
+        {
             // The factor N / total cancels.
             into.extend(batch.leaf.iter().map(|leaf| self.tree.get(*leaf as usize)));
         } else {

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::priority_file::{Owner, Snapshot};
 use super::store::Store;
 use super::sum_tree::SumTree;
-use crate::config::{ReplayConfig, Retention};
+use crate::config::{ReplayConfig, Retention, SamplerKind};
 use crate::spaces::{Source, StepRecord};
 
 /// What the learner samples from.
@@ -70,7 +70,7 @@ pub struct ReplayStats {
 
 impl Replay {
     /// Joins the buffers. Offline transitions get priority 1 and online ones the running maximum, which starts at
-    /// P0; where the online buffer's folder has a priority snapshot that fits, the priorities come from there.
+    /// P0 (with the trajectory sampler: at 1); where the online buffer's folder has a priority snapshot that fits, the priorities come from there.
     ///
     /// # Errors
     /// When the layouts differ or a setting is out of range.
@@ -90,7 +90,10 @@ impl Replay {
             return Err(ReplayError::Capacity { capacity: leaves, least: 1, most: u32::MAX.into() });
         }
         let tree = SumTree::new(leaves as usize);
-        let first = settings.initial_priority(offline.as_ref().map_or(0, Store::transitions));
+        let first = match config.sampler {
+            SamplerKind::Trajectory => OFFLINE_PRIORITY,
+            _ => settings.initial_priority(offline.as_ref().map_or(0, Store::transitions)),
+        };
         if first.is_nan() || first > tree.largest() {
             let value = settings.initial_online_share;
             let range = "further below 1: new transitions would get an infinite priority";

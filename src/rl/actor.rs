@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::critic::mean_of_pair_minima;
 pub use crate::config::ActorOperator;
 use crate::nn::pointwise;
 
@@ -14,6 +15,7 @@ pub fn value(q1: &Tensor, q2: &Tensor, operator: ActorOperator) -> Result<Tensor
         ActorOperator::MeanOfTwinMin => pointwise::minimum(q1, q2)?.mean(0),
         ActorOperator::Min => pointwise::min_over_first(&Tensor::cat(&[q1, q2], 0)?),
         ActorOperator::Mean => Tensor::cat(&[q1, q2], 0)?.mean(0),
+        ActorOperator::WeightedMinPair => mean_of_pair_minima(&Tensor::cat(&[q1, q2], 0)?),
     }
 }
 
@@ -23,6 +25,16 @@ pub fn value(q1: &Tensor, q2: &Tensor, operator: ActorOperator) -> Result<Tensor
 /// When shapes differ.
 pub fn loss(temperature: &Tensor, log_prob: &Tensor, value: &Tensor) -> Result<Tensor> {
     (log_prob.broadcast_mul(&temperature.detach())? - value)?.mean_all()
+}
+
+/// `beta (log pi(a|s) - log pi_k(a|s))`, `(batch)`: what an action costs that the slow policy `pi_k` would not take; on
+/// average `beta KL(pi || pi_k)`. Actors add it to their loss, targets subtract it like the entropy term. Source: PROTO's
+/// published code.
+///
+/// # Errors
+/// When shapes differ.
+pub fn anchor_cost(log_prob: &Tensor, anchor_log_prob: &Tensor, weight: f64) -> Result<Tensor> {
+    (log_prob - anchor_log_prob)? * weight
 }
 
 /// `sum_p mean_b [alpha log pi_p(a_p|s) - log pi_p(a_data|s)]`: CQL's first updates, which imitate the data.

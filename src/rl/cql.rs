@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::config::CqlEntries;
 use crate::nn::pointwise;
 
 /// Which entries the log-sum-exp takes.
@@ -11,6 +12,15 @@ pub enum Form {
     H,
     /// CQL(rho): plain values and the value of the data.
     Rho,
+}
+
+impl From<CqlEntries> for Form {
+    fn from(entries: CqlEntries) -> Self {
+        match entries {
+            CqlEntries::ImportanceSampled => Self::H,
+            CqlEntries::Rho => Self::Rho,
+        }
+    }
 }
 
 /// Settings of [`penalty`].
@@ -83,29 +93,34 @@ pub fn penalty(
     Ok(Penalty { per_member, log_sum_exp, bound_rate: ((policy_rate + next_rate)? * 0.5)? })
 }
 
-/// Result of [`lagrange`].
+/// Result of [`weigh`].
 #[derive(Clone, Debug)]
-pub struct Held {
-    /// `sum_i alpha'_i ((p1_i - gap) + (p2_i - gap))`, a scalar; gradient to the critics only.
+pub struct Weighed {
+    /// What the critics' loss adds, a scalar: the sum of the penalties, or
+    /// `sum_i alpha'_i ((p1_i - gap) + (p2_i - gap))`; gradient to the critics only.
     pub loss: Tensor,
-    /// Its negative half with gradient to the multipliers only, a scalar.
-    pub multiplier_loss: Tensor,
+    /// The latter's negative half with gradient to the multipliers only, a scalar; `None` with a fixed weight.
+    pub multiplier_loss: Option<Tensor>,
 }
 
 /// Largest multiplier (CQL code).
 const MAX_MULTIPLIER: f64 = 1e6;
 
-/// Lagrange variant of CQL: `alpha'_i = min(exp(log_multiplier_i), 1e6)` grows while the penalties `(members)` of
-/// member `i`'s two critics are above `gap` on average, and shrinks below.
+/// The penalties `(members)` of the twins as part of a loss. With a `gap` above 0, the Lagrange variant of CQL:
+/// `alpha'_i = min(exp(log_multiplier_i), 1e6)` grows while the penalties of member `i`'s two critics are above `gap` on
+/// average, and shrinks below.
 ///
 /// # Errors
 /// When shapes differ.
-pub fn lagrange(log_multiplier: &Tensor, penalty1: &Tensor, penalty2: &Tensor, gap: f64) -> Result<Held> {
+pub fn weigh(log_multiplier: &Tensor, penalty1: &Tensor, penalty2: &Tensor, gap: f64) -> Result<Weighed> {
+    if gap <= 0.0 {
+        return Ok(Weighed { loss: (penalty1 + penalty2)?.sum_all()?, multiplier_loss: None });
+    }
     let multiplier = pointwise::clamp(&log_multiplier.exp()?, 0.0, MAX_MULTIPLIER)?;
     let excess = ((penalty1 + penalty2)? - 2.0 * gap)?;
-    Ok(Held {
+    Ok(Weighed {
         loss: (multiplier.detach() * &excess)?.sum_all()?,
-        multiplier_loss: ((multiplier * excess.detach())?.sum_all()? * -0.5)?,
+        multiplier_loss: Some(((multiplier * excess.detach())?.sum_all()? * -0.5)?),
     })
 }
 

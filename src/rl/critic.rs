@@ -13,6 +13,8 @@ pub enum TargetOperator {
     MeanOfTwinMin,
     /// Minimum over all `2 N` target critics.
     EnsembleMin,
+    /// [`mean_of_pair_minima`] of all `2 N` target critics (ENOTO).
+    WeightedMinPair,
     /// Minimum over the named critics of the pool `Q1'_0.. Q1'_{N-1}, Q2'_0.. Q2'_{N-1}` (REDQ); may repeat.
     Redq {
         /// Places in the pool.
@@ -40,12 +42,27 @@ pub fn next_value(q1: &Tensor, q2: &Tensor, operator: &TargetOperator) -> Result
             return pointwise::minimum(q1, q2)?.mean_keepdim(0)?.broadcast_as(q1.shape())?.contiguous();
         }
         TargetOperator::EnsembleMin => Tensor::cat(&[q1, q2], 0)?,
+        TargetOperator::WeightedMinPair => {
+            return mean_of_pair_minima(&Tensor::cat(&[q1, q2], 0)?)?.broadcast_as(q1.shape())?.contiguous();
+        }
         TargetOperator::Redq { indices } => {
             let indices = Tensor::new(&indices[..], q1.device())?;
             Tensor::cat(&[q1, q2], 0)?.index_select(&indices, 0)?
         }
     };
     pointwise::min_over_first(&pool)?.broadcast_as(q1.shape())
+}
+
+/// `2 / (n (n - 1)) sum_{i < j} min(Q_i, Q_j)` of a pool of `n` critics `(n, batch)`, `(batch)`: what the minimum over two
+/// critics drawn without replacement is on average (the weighted REDQ of Chen et al., 2021; ENOTO's WeightedMinPair).
+///
+/// # Errors
+/// When there are fewer than two critics.
+pub fn mean_of_pair_minima(pool: &Tensor) -> Result<Tensor> {
+    let n = pool.dim(0)?;
+    let pairs = (1..n)
+        .map(|apart| pointwise::minimum(&pool.narrow(0, 0, n - apart)?, &pool.narrow(0, apart, n - apart)?)?.sum(0));
+    Tensor::stack(&pairs.collect::<Result<Vec<_>>>()?, 0)?.sum(0)? * (2.0 / (n * n.saturating_sub(1)) as f64)
 }
 
 /// Value of the next state for each member, `(members, batch)`, from target critics at `k` sampled actions,

@@ -231,3 +231,65 @@ fn numbers_by_hand() {
     let (mean, std) = tanh_gaussian::moments(&out, LogStdBounds::default()).unwrap();
     assert!(close(&numbers(&mean), &[0.0]) && close(&numbers(&std), &[1.0]));
 }
+
+/// Targets, advantage weights and multipliers are constants of the losses that use them.
+#[test]
+fn constants_carry_no_gradient() {
+    let var = |v: f64| Var::from_tensor(&tensor(&[v, -v], &[1, 2])).unwrap();
+    let (value, temperature, log_prob) = (var(1.0), Var::new(0.5f64, &Device::Cpu).unwrap(), var(2.0));
+    let row = tensor(&[0.0, 1.0], &[2]);
+    let term = EntropyTerm { temperature: &temperature, next_log_prob: &log_prob };
+    let target = critic::td_target(&row, &row, &value, Some(term), 0.9).unwrap();
+    let weights = actor::advantage_weights(&value, &log_prob, 2.0).unwrap();
+    assert!(!target.track_op() && !weights.track_op());
+    let (log_multiplier, penalty) = (var(0.3), var(0.7));
+    let [multiplier, p] = [&log_multiplier, &penalty].map(|v| v.squeeze(0).unwrap());
+    let weighed = cql::weigh(&multiplier, &p, &p, 0.2).unwrap();
+    let critics = weighed.loss.backward().unwrap();
+    assert!(critics.get(&log_multiplier).is_none() && critics.get(&penalty).is_some());
+    let multipliers = weighed.multiplier_loss.unwrap().backward().unwrap();
+    assert!(multipliers.get(&log_multiplier).is_some() && multipliers.get(&penalty).is_none());
+}
+
+#[test]
+fn weights_of_the_penalty_by_hand() {
+    let row = |v: &[f64]| tensor(v, &[v.len()]);
+    let (log_multiplier, p1, p2) = (row(&[0.0, 2f64.ln()]), row(&[3.0, 1.0]), row(&[1.0, 0.5]));
+    let fixed = cql::weigh(&log_multiplier, &p1, &p2, 0.0).unwrap();
+    assert!(close(&numbers(&fixed.loss), &[5.5]) && fixed.multiplier_loss.is_none());
+    // 1 (3 + 1 - 2) + 2 (1 + 0.5 - 2), and its negative half.
+    let held = cql::weigh(&log_multiplier, &p1, &p2, 1.0).unwrap();
+    assert!(close(&numbers(&held.loss), &[1.0]) && close(&numbers(&held.multiplier_loss.unwrap()), &[-0.5]));
+}
+
+#[test]
+fn pair_minima_and_the_anchor_by_hand() {
+    // Pairs of 1, 5, 3: min 1, 1, 3. Of -2, 4, 0: -2, -2, 0.
+    let pool = tensor(&[1.0, -2.0, 5.0, 4.0, 3.0, 0.0], &[3, 2]);
+    assert!(close(&numbers(&critic::mean_of_pair_minima(&pool).unwrap()), &[5.0 / 3.0, -4.0 / 3.0]));
+    let (q1, q2) = (pool.narrow(0, 0, 1).unwrap(), pool.narrow(0, 1, 1).unwrap());
+    let pair = critic::mean_of_pair_minima(&pool.narrow(0, 0, 2).unwrap()).unwrap();
+    let twin = critic::next_value(&q1, &q2, &TargetOperator::OwnTwinMin).unwrap();
+    assert_eq!(numbers(&pair), numbers(&twin));
+    assert_eq!(numbers(&actor::value(&q1, &q2, ActorOperator::WeightedMinPair).unwrap()), numbers(&twin));
+    let cost = actor::anchor_cost(&tensor(&[-1.0, 2.0], &[2]), &tensor(&[-3.0, 2.5], &[2]), 0.5).unwrap();
+    assert!(close(&numbers(&cost), &[1.0, -0.25]));
+    // The anchor's own density of a given z: log N(1; 0, 2) - 2 (ln 2 - 1 - softplus(-2)).
+    let scalar = |v: f64| tensor(&[v], &[1, 1]);
+    let found = tanh_gaussian::log_prob_at(&scalar(0.0), &scalar(2.0), &scalar(1.0)).unwrap();
+    let normal = -0.125 - 2f64.ln() - 0.5 * (2.0 * std::f64::consts::PI).ln();
+    assert!(close(&numbers(&found), &[normal - (1.0 - 1f64.tanh().powi(2)).ln()]));
+}
+
+/// The mean over all pairs is what REDQ's two of all, without replacement, give on average.
+#[test]
+fn weighted_pairs_are_the_average_of_redq() {
+    let (q1, q2) = (tensor(&[3.0, 1.0, 4.0], &[3, 1]), tensor(&[1.5, 9.0, 2.6], &[3, 1]));
+    let of = |operator: &TargetOperator| numbers(&critic::next_value(&q1, &q2, operator).unwrap())[0];
+    let pairs: Vec<f64> = (0..6u32)
+        .flat_map(|i| (i + 1..6).map(move |j| vec![i, j]))
+        .map(|indices| of(&TargetOperator::Redq { indices }))
+        .collect();
+    let mean = pairs.iter().sum::<f64>() / pairs.len() as f64;
+    assert!((of(&TargetOperator::WeightedMinPair) - mean).abs() < 1e-12 && pairs.len() == 15);
+}

@@ -10,6 +10,7 @@ pub mod density_ratio;
 pub mod entropy;
 #[cfg(test)]
 mod identities;
+pub mod trajectory;
 #[cfg(test)]
 mod update_speed;
 

@@ -4,11 +4,11 @@ use candle_core::{Result, Tensor};
 
 use super::Pretrainer;
 use super::draws::{Backup, PenaltyDraws};
-use crate::config::{CqlEntries, PretrainMethod};
+use crate::config::PretrainMethod;
 use crate::learner::batch::Batch;
 use crate::learner::streams::normal;
 use crate::nn::{pointwise, tanh_gaussian};
-use crate::rl::cql::{self, Form, SampledValues};
+use crate::rl::cql::{self, SampledValues};
 use crate::rl::critic::{self, EntropyTerm, SampledBackup, TargetOperator};
 use crate::rl::{actor, state_action};
 
@@ -140,18 +140,12 @@ impl Pretrainer {
                 bound_rate,
             });
         };
-        let (gap, plain) = (self.config.cql_gap, (first + second)?);
-        let (weighted, multiplier_loss) = if gap > 0.0 {
-            let held = cql::lagrange(self.log_multiplier.as_tensor(), first, second, gap)?;
-            (held.loss, Some(held.multiplier_loss))
-        } else {
-            (plain.sum_all()?, None)
-        };
+        let weighed = cql::weigh(self.log_multiplier.as_tensor(), first, second, self.config.cql_gap)?;
         Ok(CriticLosses {
-            loss: (&bellman + weighted)?,
-            multiplier_loss,
+            loss: (&bellman + weighed.loss)?,
+            multiplier_loss: weighed.multiplier_loss,
             bellman,
-            penalty: plain.detach().sum_all()?,
+            penalty: (first.detach() + second.detach())?.sum_all()?,
             q_mean,
             bound_rate: ((rate1 + rate2)? * 0.5)?,
         })
@@ -159,13 +153,70 @@ impl Pretrainer {
 
     fn penalty_settings(&self) -> cql::Settings {
         cql::Settings {
-            form: match self.config.cql_entries {
-                CqlEntries::ImportanceSampled => Form::H,
-                CqlEntries::Rho => Form::Rho,
-            },
+            form: self.config.cql_entries.into(),
             temperature: self.config.cql_temperature,
             weight: self.config.cql_weight,
             action_dim: self.dims.action,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::config::{LearnerConfig, PretrainConfig};
+    use crate::learner::Dims;
+    use crate::nn::{LayerWeights, Stack, StackWeights, copy_into};
+    use crate::spaces::Minibatch;
+
+    /// `q(s, a) = slope a` of one member.
+    fn line(slope: f32) -> Stack {
+        let layer = |inputs, outputs, weight| LayerWeights {
+            inputs,
+            outputs,
+            weight,
+            bias: vec![0.0; outputs],
+            layer_norm: None,
+        };
+        let layers = vec![layer(2, 2, vec![0.0, 0.0, 1.0, -1.0]), layer(2, 1, vec![slope, -slope])];
+        Stack::from_weights(&StackWeights { members: 1, layers }, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn targets_take_the_lesser_of_the_bests_of_the_target_networks_and_actors_the_lesser_twin() {
+        let config = PretrainConfig { ensemble_size: 1, hidden: vec![2], backup_actions: 2, ..Default::default() };
+        let learner = LearnerConfig { discount: 0.5, ..LearnerConfig::default() };
+        let mut pretrainer = Pretrainer::new(Dims { observation: 1, action: 1 }, &config, &learner, 1).unwrap();
+        for (stack, slope) in [
+            (&pretrainer.target1, 1.0),
+            (&pretrainer.target2, -1.0),
+            (&pretrainer.critic1, 100.0),
+            (&pretrainer.critic2, 100.0),
+        ] {
+            copy_into(stack, &line(slope)).unwrap();
+        }
+        let host = Minibatch {
+            rows: 1,
+            observation: vec![0.3],
+            action: vec![0.1],
+            reward: vec![2.0],
+            terminated: vec![0.0],
+            next_observation: vec![0.7],
+            ..Minibatch::default()
+        };
+        let batch = Batch::upload(&host, None, pretrainer.dims, &Device::Cpu).unwrap();
+        let action = Tensor::new(&[0.5f32, -0.25], &Device::Cpu).unwrap().reshape((1, 2, 1, 1)).unwrap();
+        let backup = Backup { log_prob: action.squeeze(3).unwrap(), action };
+        // Bests 0.5 and 0.25; the best of the lesser of each would be -0.25.
+        let target = pretrainer.target(&batch, &backup, None).unwrap().flatten_all().unwrap();
+        assert_eq!(target.to_vec1::<f32>().unwrap(), [2.125]);
+        // The actors follow the lesser twin: -|a| here, whose loss is above 0 without entropy.
+        copy_into(&pretrainer.critic2, &line(-100.0)).unwrap();
+        let output = pretrainer.actor.forward(&batch.observation).unwrap();
+        let loss =
+            pretrainer.actor_loss(&batch, &output, &Tensor::zeros((1, 1), output.dtype(), &Device::Cpu).unwrap());
+        assert!(loss.unwrap().loss.to_scalar::<f32>().unwrap() > 0.0);
     }
 }

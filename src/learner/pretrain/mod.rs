@@ -248,19 +248,21 @@ impl Pretrainer {
         Ok(())
     }
 
-    /// Copy of actors and critics. Targets and temperatures stay behind: fine-tuning as published starts with
-    /// targets equal to the critics and with a temperature of its own.
+    /// Copy of actors, critics and target networks, and the mean of the logarithms of the temperatures (none with given
+    /// actors). Fine-tuning chooses what of it goes on (`learner.carry_targets`, `learner.carry_temperature`).
     ///
     /// # Errors
     /// When the device cannot be read.
     pub fn weights(&self) -> Result<EnsembleWeights, LearnerError> {
         let copy = |stack: &Stack| stack.to_weights().map_err(LearnerError::tensor("copy the networks"));
+        let log_alpha = || self.log_alpha.mean_all()?.to_scalar::<f32>();
+        let log_alpha = if self.actors_given { None } else { Some(log_alpha()) }.transpose();
         Ok(EnsembleWeights {
             actor: ActorWeights { stack: copy(&self.actor)?, log_std: self.log_std },
             critic1: copy(&self.critic1)?,
             critic2: copy(&self.critic2)?,
-            targets: None,
-            log_alpha: None,
+            targets: Some((copy(&self.target1)?, copy(&self.target2)?)),
+            log_alpha: log_alpha.map_err(LearnerError::tensor("copy the temperatures"))?,
         })
     }
 

@@ -10,7 +10,7 @@ use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
 use crate::learner::LearnerError;
 use crate::learner::batch::Dims;
 use crate::learner::checkpoint::{self, Parts};
-use crate::learner::networks::{check, widths};
+use crate::learner::networks::{Networks, check, widths};
 use crate::learner::persist::{NETWORKS, OPTIMISERS, STATE, decode_arrays, refuse, take_moments, unusable};
 use crate::learner::tensors::Arrays;
 use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, LogStdBounds, Stack};
@@ -153,17 +153,25 @@ impl Pretrainer {
     }
 }
 
-/// What Adam knew of actors and twins in the newest checkpoint in `dir`, in the order of the learner's optimisers, cut to
-/// the members of `weights`. The entropy temperature is not among them: pretraining has one for every member.
+/// What Adam knew of actors, twins and entropy temperature in the newest checkpoint in `dir`, in the order of the
+/// learner's optimisers, cut to the members of `weights`.
+///
+/// Pretraining has a temperature for every member: the first moment of the one is the mean of theirs, as its gradient is,
+/// and so is the second, which is at least that of the mean gradient. A temperature that is the softplus of its parameter
+/// has `sigmoid(parameter)` times the gradient.
 ///
 /// # Errors
 /// When there is no checkpoint, or it is not that of networks of this shape; the error names the part.
-pub(in crate::learner) fn moments(dir: &Path, weights: &EnsembleWeights) -> Result<[AdamState; 3], LearnerError> {
+pub(in crate::learner) fn moments(
+    dir: &Path,
+    weights: &EnsembleWeights,
+    networks_now: &Networks,
+) -> Result<[AdamState; 4], LearnerError> {
     let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
     let state = decode(&parts)?;
     let (mut networks, mut moments) = (decode_arrays(&parts, NETWORKS)?, decode_arrays(&parts, OPTIMISERS)?);
     let wanted = [&weights.actor.stack, &weights.critic1, &weights.critic2];
-    let mut found: [AdamState; 3] = Default::default();
+    let mut found: [AdamState; 4] = Default::default();
     for (index, name) in ["actor", "critic1", "critic2"].into_iter().enumerate() {
         let saved = networks.take_stack(name).map_err(|e| refuse(&parts, NETWORKS, e))?;
         let same = widths(&saved) == widths(wanted[index]) && saved.layer_norm() == wanted[index].layer_norm();
@@ -179,6 +187,14 @@ pub(in crate::learner) fn moments(dir: &Path, weights: &EnsembleWeights) -> Resu
         }
         found[index] = all;
     }
+    let members = weights.actor.stack.members;
+    let all = take_moments(&mut moments, "temperature", state.steps[3]).map_err(|e| refuse(&parts, OPTIMISERS, e))?;
+    let slope = networks_now.temperature_slope().map_err(LearnerError::tensor("read the temperature"))?;
+    let mean = |values: &[Vec<f32>], scale: f64| {
+        let sum: f64 = values.iter().flatten().take(members).map(|v| f64::from(*v)).sum();
+        vec![vec![(sum / members as f64 * scale) as f32]]
+    };
+    found[3] = AdamState { step: all.step, m: mean(&all.m, slope), v: mean(&all.v, slope * slope) };
     Ok(found)
 }
 
