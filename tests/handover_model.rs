@@ -135,7 +135,7 @@ fn tick(slot: &mut PolicySlot, ticks: usize) -> (Vec<u32>, Vec<Swapped>) {
         slot.policy().infer(&[0.0], &mut out).unwrap();
         assert_eq!(out.mean[0], slot.generation() as f32, "the action and its generation belong together");
         generations.push(slot.generation());
-        swaps.extend(slot.poll(&[0.0], &mut out).map(|(swapped, _)| swapped));
+        swaps.extend(slot.poll(&[0.0], &mut out, false).map(|(swapped, _)| swapped));
         thread::yield_now();
     }
     ON_CONTROL_THREAD.with(|here| here.set(false));

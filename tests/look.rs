@@ -1,8 +1,12 @@
 //! Promises to people who look at a run: the report draws what there is and loads nothing from anywhere.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it skips")]
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use fieldtune::clock::{Clock, monotonic};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldtune");
 
@@ -47,7 +51,7 @@ fn a_lockstep_run_is_reported_whole_and_damaged() {
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let whole = text(&page);
     loads_nothing(&whole);
-    assert_eq!(whole.matches("<svg ").count(), 10);
+    assert_eq!(whole.matches("<svg ").count(), 11);
     assert!(whole.contains("fieldtune: swing") && whole.contains("<tr><th>robot</th><td>pendulum</td></tr>"));
     assert!(!whole.contains("no data yet") && !whole.contains("class=\"remark\""), "nothing is missing");
     assert_eq!(whole.matches("<circle").count(), 6, "one mark per episode");
@@ -138,8 +142,82 @@ fn recorded_steps_become_a_log_with_the_robots_names() {
         std::fs::remove_dir_all(run.join("bundle")).unwrap();
     }
     let said = export(&[]);
+    assert!(said.status.success() && !String::from_utf8_lossy(&said.stdout).contains("numbered"), "{said:?}");
+    topics("theta_rad_s");
+    std::fs::remove_file(run.join("config.toml")).unwrap();
+    let said = export(&[]);
     assert!(String::from_utf8_lossy(&said.stdout).contains("entries are numbered"), "{said:?}");
     topics("observation_2");
     let said = export(&["--names", "models"]);
     assert!(!said.status.success(), "no bundle there");
+}
+
+/// The page after its script has run, as Chromium's document; `None` where there is no Chromium.
+fn dumped(url: &str, folder: &Path) -> Option<String> {
+    let profile = format!("--user-data-dir={}", folder.join("profile").display());
+    for browser in ["chromium", "chromium-browser", "google-chrome"] {
+        let mut command = Command::new(browser);
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=6000", "--dump-dom"]);
+        if let Ok(output) = command.args([&profile, url]).output() {
+            return Some(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+    }
+    None
+}
+
+#[test]
+fn chromium_shows_the_live_page_and_the_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(empty) = dumped("about:blank", folder.path()) else {
+        return println!("skipped: no Chromium on this machine; the pages are not opened in a browser");
+    };
+    assert!(empty.contains("<html>"), "{empty}");
+    let run = folder.path().join("swing");
+    let directory = format!("run.directory={}", run.display());
+    let settings =
+        ["run.steps=100000", "run.evaluate_episodes=0", "episode.max_steps=10", "realtime.priority=0", &directory];
+    let mut running = Command::new(PROGRAM);
+    running.current_dir(env!("CARGO_MANIFEST_DIR"));
+    running.args(["run", "--config", "config/quickstart.toml", "--quiet", "--serve", "127.0.0.1:0"]);
+    running.args(settings.iter().flat_map(|s| ["--set", s])).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = Stopped(running.spawn().unwrap());
+    let mut said = String::new();
+    let mut lines = BufReader::new(running.0.stderr.take().unwrap());
+    while !said.starts_with("live page: ") {
+        said.clear();
+        assert!(lines.read_line(&mut said).unwrap() > 0, "it ended without a page");
+    }
+    // An episode has to end before there is a curve.
+    let metrics = run.join("metrics.jsonl");
+    while std::fs::read_to_string(&metrics).unwrap_or_default().matches("\"episode\"").count() < 3 {
+        Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(100)));
+    }
+    let page = dumped(said.trim_start_matches("live page: ").trim(), folder.path()).unwrap();
+    drop(running);
+    for words in [
+        "Running.",
+        "policy generation",
+        "steps dropped",
+        "Calibration gap",
+        "Return of each episode",
+        "<th>return</th>",
+    ] {
+        assert!(page.contains(words), "{words} is not in {page}");
+    }
+    assert_eq!(page.matches("<svg ").count(), 11);
+    assert!(!page.contains("undefined") && !page.contains("NaN"), "a number is missing: {page}");
+
+    let out = folder.path().join("report.html");
+    assert!(fieldtune(&["report", run.to_str().unwrap(), "--out", out.to_str().unwrap()]).status.success());
+    let page = dumped(&format!("file://{}", out.display()), folder.path()).unwrap();
+    assert!(page.contains("fieldtune: swing") && page.matches("<svg ").count() == 11);
+}
+
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

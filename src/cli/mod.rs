@@ -15,6 +15,8 @@ mod collect;
 mod data;
 mod doctor;
 mod evaluate;
+mod gamepad;
+mod keys;
 mod policy;
 mod policy_import;
 mod pretrain;
@@ -105,7 +107,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Evaluate(args) => evaluate::run(&args).map(|()| true),
         Command::Collect(args) => collect::run(&args),
-        Command::Replay(args) => replay::run(&args).map(|()| true),
+        Command::Replay(args) => replay::run(&args),
         Command::Report(args) => report::run(&args).map(|()| true),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Policy(command) => policy::run(&command).map(|()| true),

@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
     anyhow::ensure!(!args.best || config.pretrain.evaluate_every > 0, "--best needs pretrain.evaluate_every");
     let actors = if args.critic_only { Some(Bundle::load(&config.policy.bundle)?) } else { None };
-    let options = RunOptions { program: this_program()?, stop: stop_on_signal()?, serve: None };
+    let options = RunOptions::new(this_program()?, stop_on_signal()?);
     let bar = ProgressBar::new(config.pretrain.updates);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} updates, {eta} left  {msg}")?);
     let every = (config.pretrain.updates / 10).max(1);

@@ -46,7 +46,8 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    fn say(&self, line: &str) {
+    /// A line that stays.
+    pub(super) fn say(&self, line: &str) {
         if self.terminal {
             self.bar.println(line);
         } else if !self.quiet {
@@ -99,6 +100,9 @@ impl Observer for Progress {
             }
             Event::Published { .. } | Event::Diagnosis(_) => {}
             Event::Refused { reason } => self.say(&format!("policy refused, the one in use stays: {reason}")),
+            Event::RolledBack { generation, reason } => {
+                self.say(&format!("policy {generation} has collapsed, the one before is in use again: {reason}"));
+            }
             Event::Evaluating { when, done, total } => {
                 self.bar.set_message(format!("measuring the policy {when} learning: episode {done} of {total}"));
                 if !self.terminal && !self.quiet && monotonic().since(self.last_line) >= LINE_EVERY {

@@ -34,7 +34,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
-    let options = RunOptions { program: this_program()?, stop: stop_on_signal()?, serve: args.serve };
+    let options = RunOptions { serve: args.serve, ..RunOptions::new(this_program()?, stop_on_signal()?) };
     let mut progress = Progress::new(args.quiet);
     let outcome = runtime::run(&config, &options, &mut progress);
     progress.finish();
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(report.is_clean())
 }
 
-fn summary(r: &Report) {
+pub(super) fn summary(r: &Report) {
     say!("{} (seed {}), policy by {}", r.robot, r.seed, r.engine);
     if let Some((before, after)) = r.improvement() {
         say!("  return     {before:.1} before, {after:.1} after ({:+.1})", after - before);
@@ -98,6 +98,9 @@ fn summary(r: &Report) {
         say!("             {total:.2} ms of CPU per update: {}", shares.join(", "));
     }
     say!("  policies   {} swaps, {} refused", r.swaps, r.refused_policies);
+    for reason in &r.rolled_back {
+        say!("             one went back by itself: {reason}");
+    }
     for line in &r.refused_settings {
         say!("  real time  {line}");
     }

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use fieldtune::config::SwapAt;
 use fieldtune::runtime::{Reply, Request, ask};
 
 /// Change the policy of a running process between two ticks.
 ///
-/// The bundle is verified, checked against the robot and warmed up by the running process before the loop takes
-/// it; a bundle that fails is refused and the policy in use stays. After a swap or a roll-back the learner's own
-/// policies are held back until --follow.
+/// The bundle is verified, checked against the robot, warmed up and tried beside the policy in use on the newest
+/// observations by the running process before the loop takes it; a bundle that fails is refused and the policy in use
+/// stays. A policy that collapses within its first episodes goes back by itself ([swap] of the configuration). After a
+/// swap or a roll-back the learner's own policies are held back until --follow.
 #[derive(clap::Args)]
 pub(super) struct SwapArgs {
     /// Folder of the run (run.directory).
@@ -18,12 +20,33 @@ pub(super) struct SwapArgs {
     /// The bundle to swap in.
     #[arg(required_unless_present_any = ["rollback", "follow"], conflicts_with_all = ["rollback", "follow"])]
     bundle: Option<PathBuf>,
+    /// When it is applied, instead of swap.at of the configuration.
+    #[arg(long, value_enum, requires = "bundle")]
+    at: Option<At>,
+    /// Whether the learner keeps its own networks or, once the policy has passed its trial, goes on from this bundle's.
+    #[arg(long, value_enum, default_value_t = LearnerGoesOn::Keep, requires = "bundle")]
+    learner: LearnerGoesOn,
+    /// Only say how its actions differ from those of the policy in use.
+    #[arg(long, requires = "bundle")]
+    dry_run: bool,
     /// Go back to the policy before.
     #[arg(long, conflicts_with = "follow")]
     rollback: bool,
     /// Take the learner's policies again.
     #[arg(long)]
     follow: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum At {
+    Tick,
+    Episode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LearnerGoesOn {
+    Keep,
+    Adopt,
 }
 
 /// Ask a running process how it is.
@@ -54,7 +77,15 @@ fn question(run: &std::path::Path, request: &Request) -> anyhow::Result<Reply> {
 pub(super) fn swap(args: &SwapArgs) -> anyhow::Result<bool> {
     let request = match &args.bundle {
         // The running process has its own working directory.
-        Some(bundle) => Request::Swap { bundle: std::path::absolute(bundle)? },
+        Some(bundle) => Request::Swap {
+            bundle: std::path::absolute(bundle)?,
+            at: args.at.map(|at| match at {
+                At::Tick => SwapAt::Tick,
+                At::Episode => SwapAt::Episode,
+            }),
+            adopt: args.learner == LearnerGoesOn::Adopt,
+            try_only: args.dry_run,
+        },
         None if args.rollback => Request::RollBack,
         None => Request::Follow,
     };

@@ -28,6 +28,7 @@ pub(super) fn check(c: &Config) -> Vec<Problem> {
     let mut checks = Checks(Vec::new());
     run_and_robot(c, &mut checks);
     replay(c, &mut checks);
+    swap(c, &mut checks);
     learner(c, &mut checks);
     method(c, &mut checks);
     pretrain(c, &mut checks);
@@ -85,12 +86,39 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     episode(c, checks);
     checks.need(c.realtime.priority <= 99, "realtime.priority", c.realtime.priority, "must lie in 0 to 99");
     checks.need(c.policy.publish_every > 0, "policy.publish_every", c.policy.publish_every, "must be at least 1");
+    let noise = c.policy.action_noise;
+    checks.need((0.0..=10.0).contains(&noise), "policy.action_noise", noise, "must lie in [0, 10]");
     let needs_library = c.policy.engine == PolicyEngine::Onnxruntime && c.policy.onnxruntime.as_os_str().is_empty();
     checks.need(
         !needs_library,
         "policy.engine",
         "onnxruntime",
         "needs policy.onnxruntime = \"/path/libonnxruntime.so\"",
+    );
+}
+
+fn swap(c: &Config, checks: &mut Checks) {
+    let s = &c.swap;
+    checks.need(
+        s.shadow_gate > 0.0 && s.shadow_gate <= 2.0,
+        "swap.shadow_gate",
+        s.shadow_gate,
+        "must lie in (0, 2]; an action entry differs by at most 2",
+    );
+    checks.need(s.shadow_steps <= 10_000, "swap.shadow_steps", s.shadow_steps, "must be at most 10000");
+    checks.need(s.return_drop >= 0.0, "swap.return_drop", s.return_drop, "must be at least 0");
+    checks.need(
+        s.limited_share > 0.0 && s.limited_share <= 1.0,
+        "swap.limited_share",
+        s.limited_share,
+        "must lie in (0, 1]",
+    );
+    let most = super::MOST_TRIAL_EPISODES;
+    checks.need(
+        s.trial_episodes <= most,
+        "swap.trial_episodes",
+        s.trial_episodes,
+        "must be at most 32: so many returns are kept",
     );
 }
 

@@ -97,6 +97,17 @@ pub fn parse(file: &str, text: &str, overrides: &[String]) -> Result<Config, Con
     Err(ConfigError::Refused(problems))
 }
 
+impl Config {
+    /// Every key with its value, as a file that [`load`] reads to the same configuration. The preset is not named:
+    /// what it set is there.
+    pub fn to_toml(&self) -> String {
+        let mut all = self.clone();
+        all.run.method.clear();
+        let text = toml::to_string(&all).unwrap_or_else(|error| format!("# {error}\n"));
+        format!("# Every key of the run in this folder, as its last process had it.\n{text}")
+    }
+}
+
 /// `key=value` as TOML: a value that is no TOML by itself is taken as a string, so that paths need no quotes.
 fn quoted(setting: &str) -> String {
     if setting.parse::<toml::Table>().is_ok() {

@@ -24,6 +24,9 @@ use crate::spaces::Spaces;
 /// The text of `config/default.toml`.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 
+/// Episodes whose returns a running process keeps on each side of a swap.
+pub const MOST_TRIAL_EPISODES: u32 = 32;
+
 macro_rules! sections {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty = $default:expr,)* })*) => {
         $($(#[$doc])*
@@ -90,6 +93,16 @@ pub enum Exploration {
     Stochastic,
     /// `tanh(mean)`.
     Deterministic,
+}
+
+/// When a policy from outside is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SwapAt {
+    /// Between two ticks.
+    Tick,
+    /// Between two episodes.
+    Episode,
 }
 
 /// What the learner draws its minibatches from.
@@ -222,6 +235,8 @@ sections! {
         realtime: RealtimeConfig = RealtimeConfig::default(),
         /// The policy and its hand-over.
         policy: PolicyConfig = PolicyConfig::default(),
+        /// Policies from outside.
+        swap: SwapConfig = SwapConfig::default(),
         /// The replay buffer and its sampler.
         replay: ReplayConfig = ReplayConfig::default(),
         /// The learner.
@@ -335,8 +350,26 @@ sections! {
         onnxruntime: PathBuf = PathBuf::new(),
         /// How actions are taken while learning.
         exploration: Exploration = Exploration::Stochastic,
+        /// Standard deviation of the noise in place of the ensemble's own; 0 for the ensemble's own.
+        action_noise: f32 = 0.0,
         /// Updates between two published policies.
         publish_every: u64 = 100,
+    }
+
+    /// `[swap]`.
+    SwapConfig {
+        /// When a policy from outside is applied.
+        at: SwapAt = SwapAt::Tick,
+        /// Newest observations it is run on beside the policy in use.
+        shadow_steps: u32 = 200,
+        /// Largest mean difference of an action entry there.
+        shadow_gate: f64 = 2.0,
+        /// Whole episodes on trial.
+        trial_episodes: u32 = 3,
+        /// Share of the return before by which the return on trial may be less; 0 does not look.
+        return_drop: f64 = 0.5,
+        /// Share of limited steps that is no collapse; 1 does not look.
+        limited_share: f64 = 0.9,
     }
 
     /// `[replay]`.

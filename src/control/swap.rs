@@ -21,6 +21,8 @@ pub struct Offer {
 pub enum SwapRequest {
     /// Take this policy.
     Offer(Offer),
+    /// Take this policy when the episode under way is over.
+    OfferBetweenEpisodes(Offer),
     /// Go back to the policy before.
     RollBack,
 }
@@ -32,7 +34,8 @@ pub enum Swapped {
     Taken,
     /// The policy before is in use again.
     RolledBack,
-    /// The offer failed its run on the present observation, or there is nothing to go back to.
+    /// The offer failed its run on the present observation or gave way to a newer request while it waited for the end
+    /// of the episode, or there is nothing to go back to.
     Refused,
 }
 
@@ -49,6 +52,8 @@ pub struct SwapCost {
 pub struct PolicySlot {
     current: Offer,
     previous: Option<Offer>,
+    /// The request to be answered next, perhaps at the end of the episode.
+    waiting: Option<SwapRequest>,
     requests: Receiver<SwapRequest>,
     retired: Sender<Offer>,
 }
@@ -73,7 +78,7 @@ pub fn policy_slot(first: Offer) -> (PolicySlot, PolicyHandover) {
     let (request_sender, requests) = bounded(1);
     // At most one policy leaves per request and `send` empties this first: it cannot fill up.
     let (retired, retired_receiver) = bounded(4);
-    let slot = PolicySlot { current: first, previous: None, requests, retired };
+    let slot = PolicySlot { current: first, previous: None, waiting: None, requests, retired };
     (slot, PolicyHandover { requests: request_sender, retired: retired_receiver })
 }
 
@@ -90,17 +95,35 @@ impl PolicySlot {
 
     /// Between two ticks: takes a waiting request, and says what it cost this thread. A new policy is run once on
     /// `observation` first, which also brings its weights into this core's cache; one of another shape, or whose
-    /// answer is not finite, is handed back.
-    pub fn poll(&mut self, observation: &[f32], scratch: &mut PolicyOutput) -> Option<(Swapped, SwapCost)> {
+    /// answer is not finite, is handed back. `between_episodes`: whether no episode is under way.
+    ///
+    /// A request that comes while an offer waits for the end of the episode takes its place; a roll-back only withdraws
+    /// it.
+    pub fn poll(
+        &mut self,
+        observation: &[f32],
+        scratch: &mut PolicyOutput,
+        between_episodes: bool,
+    ) -> Option<(Swapped, SwapCost)> {
         if self.retired.is_full() {
             return None;
         }
         let begin = precise();
-        let request = self.requests.try_recv().ok()?;
+        if let Ok(newer) = self.requests.try_recv()
+            && let Some(withdrawn) = self.withdraw(newer)
+        {
+            let exchange = precise().saturating_sub(begin);
+            return Some((withdrawn, SwapCost { exchange, first_run: Duration::ZERO }));
+        }
+        let due =
+            |request: &mut SwapRequest| between_episodes || !matches!(request, SwapRequest::OfferBetweenEpisodes(_));
+        let request = self.waiting.take_if(due)?;
         let taken = precise();
         let (usable, tried) = match request {
             SwapRequest::RollBack => (None, taken),
-            SwapRequest::Offer(offer) => (Some(self.try_out(offer, observation, scratch)), precise()),
+            SwapRequest::Offer(offer) | SwapRequest::OfferBetweenEpisodes(offer) => {
+                (Some(self.try_out(offer, observation, scratch)), precise())
+            }
         };
         let swapped = match usable {
             None => self.roll_back(),
@@ -117,6 +140,20 @@ impl PolicySlot {
                 first_run: tried.saturating_sub(taken),
             },
         ))
+    }
+
+    /// Puts a request in its place; an offer that waited there goes back. What became of that one, if there was one.
+    fn withdraw(&mut self, newer: SwapRequest) -> Option<Swapped> {
+        let Some(SwapRequest::Offer(old) | SwapRequest::OfferBetweenEpisodes(old)) = self.waiting.take() else {
+            self.waiting = Some(newer);
+            return None;
+        };
+        self.retire(old);
+        if matches!(newer, SwapRequest::RollBack) {
+            return Some(Swapped::RolledBack);
+        }
+        self.waiting = Some(newer);
+        Some(Swapped::Refused)
     }
 
     fn roll_back(&mut self) -> Swapped {

@@ -42,18 +42,18 @@ fn send(handover: &PolicyHandover, request: SwapRequest) {
 fn swaps_roll_back_and_never_mix_generations() {
     let (mut slot, handover) = policy_slot(offer(0, 0.0));
     let mut out = PolicyOutput::default();
-    assert!(slot.poll(&[0.0], &mut out).is_none());
+    assert!(slot.poll(&[0.0], &mut out, false).is_none());
     for generation in 1..100 {
         send(&handover, SwapRequest::Offer(offer(generation, generation as f32)));
-        assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::Taken));
+        assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::Taken));
         assert!(slot.policy().infer(&[0.0], &mut out).is_ok());
         assert_eq!((slot.generation(), out.mean[0]), (generation, generation as f32));
     }
     send(&handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
     assert_eq!(slot.generation(), 98);
     send(&handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut out).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
     assert_eq!(slot.generation(), 99);
 }
 
@@ -61,10 +61,10 @@ fn swaps_roll_back_and_never_mix_generations() {
 fn a_policy_that_answers_nan_is_handed_back() {
     let (mut slot, handover) = policy_slot(offer(0, 0.0));
     send(&handover, SwapRequest::Offer(offer(1, f32::NAN)));
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
     assert_eq!(slot.generation(), 0);
     send(&handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
 }
 
 #[test]
@@ -72,6 +72,36 @@ fn a_policy_of_another_shape_is_handed_back() {
     let (mut slot, handover) = policy_slot(offer(0, 0.0));
     let wide = Offer { policy: Box::new(Constant { value: 0.0, actions: 2 }), generation: 1 };
     send(&handover, SwapRequest::Offer(wide));
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default()).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
     assert_eq!(slot.generation(), 0);
+}
+
+#[test]
+fn an_offer_for_the_end_of_the_episode_waits_for_it() {
+    let (mut slot, handover) = policy_slot(offer(0, 0.0));
+    let mut out = PolicyOutput::default();
+    let at_end = |generation| SwapRequest::OfferBetweenEpisodes(offer(generation, 0.0));
+    let mut poll = |slot: &mut super::swap::PolicySlot, between| {
+        let swapped = slot.poll(&[0.0], &mut out, between).map(|s| s.0);
+        (swapped, slot.generation())
+    };
+    send(&handover, at_end(1));
+    for _ in 0..3 {
+        assert_eq!(poll(&mut slot, false), (None, 0));
+    }
+    assert_eq!(poll(&mut slot, true), (Some(Swapped::Taken), 1));
+    // A newer offer takes the place of one that waits.
+    send(&handover, at_end(2));
+    assert_eq!(poll(&mut slot, false), (None, 1));
+    send(&handover, SwapRequest::Offer(offer(3, 0.0)));
+    assert_eq!(poll(&mut slot, false), (Some(Swapped::Refused), 1));
+    assert_eq!(poll(&mut slot, false), (Some(Swapped::Taken), 3));
+    // A roll-back withdraws it and leaves the policy in use.
+    send(&handover, at_end(4));
+    assert_eq!(poll(&mut slot, false), (None, 3));
+    send(&handover, SwapRequest::RollBack);
+    assert_eq!(poll(&mut slot, false), (Some(Swapped::RolledBack), 3));
+    assert_eq!(poll(&mut slot, true), (None, 3));
+    send(&handover, SwapRequest::RollBack);
+    assert_eq!(poll(&mut slot, true), (Some(Swapped::RolledBack), 1));
 }

@@ -130,12 +130,19 @@ pub struct ControlLoop {
     pending: Option<StepRecord>,
     phase: Phase,
     episode: u32,
+    /// Where an episode begins: 0, but for recordings that begin within one.
+    first_tick: u32,
     without_fresh: u32,
     gap: bool,
+    /// The newest action before the limits.
+    wanted: [f32; MAX_ACTION],
 }
 
 impl ControlLoop {
     /// A loop that has not moved yet; [`ControlLoop::start`] arms the robot.
+    ///
+    /// The noise of a step is a function of `rng`'s key, episode and step alone: whatever happened before, the same
+    /// step with the same policy gives the same action.
     pub fn new(
         robot: Box<dyn Robot>,
         slot: PolicySlot,
@@ -162,8 +169,10 @@ impl ControlLoop {
             pending: None,
             phase: Phase::Resetting,
             episode,
+            first_tick: 0,
             without_fresh: 0,
             gap: false,
+            wanted: [0.0; MAX_ACTION],
         }
     }
 
@@ -177,6 +186,18 @@ impl ControlLoop {
         self.robot.robot.request_reset(self.episode, self.start_seed())?;
         ControlCounters::count(&self.counters.episodes);
         Ok(())
+    }
+
+    /// Leaves the episode under way, whose last step is no transition, for step `tick` of `episode`. For robots that
+    /// play recordings.
+    ///
+    /// # Errors
+    /// When the robot refuses.
+    pub fn go_to(&mut self, episode: u32, tick: u32) -> Result<(), Fault> {
+        (self.episode, self.first_tick) = (episode, tick);
+        (self.pending, self.gap) = (None, false);
+        self.await_reset();
+        Ok(self.robot.robot.request_reset(episode, self.start_seed())?)
     }
 
     /// Waits until the robot stands at the start of the episode and returns when its answer arrived, so that
@@ -249,6 +270,11 @@ impl ControlLoop {
         self.episode
     }
 
+    /// What the policy said last, and the action drawn from it before the limits, `(action_dim)`.
+    pub fn chosen(&self) -> (&PolicyOutput, &[f32]) {
+        (&self.output, &self.wanted[..self.output.action_dim.min(MAX_ACTION)])
+    }
+
     fn start_seed(&self) -> u64 {
         self.settings.start_seed.wrapping_add(u64::from(self.episode))
     }
@@ -278,7 +304,7 @@ impl ControlLoop {
 
     fn await_start(&mut self) -> Result<(), Fault> {
         let arrived = !self.observed.observation.is_empty();
-        if arrived && self.observed.episode == self.episode && self.observed.tick == 0 {
+        if arrived && self.observed.episode == self.episode && self.observed.tick == self.first_tick {
             self.phase = Phase::Running;
             self.without_fresh = 0;
             self.limiter.reset();
@@ -334,17 +360,24 @@ impl ControlLoop {
 
     fn begin_episode(&mut self) {
         self.episode += 1;
-        self.phase = Phase::Resetting;
-        self.without_fresh = 0;
+        self.first_tick = 0;
+        self.await_reset();
         // A send that fails shows as a reset that does not come: `Fault::Reset`.
         let _ = self.robot.robot.request_reset(self.episode, self.start_seed());
         ControlCounters::count(&self.counters.episodes);
+    }
+
+    fn await_reset(&mut self) {
+        self.phase = Phase::Resetting;
+        self.without_fresh = 0;
     }
 
     /// Policy, limits, robot.
     fn act(&mut self) -> Result<(), Fault> {
         let inferred = self.slot.policy().infer(&self.observed.observation, &mut self.output);
         inferred.map_err(|_| Fault::Policy)?;
+        self.rng.set_stream(u64::from(self.episode) << 32 | u64::from(self.observed.tick));
+        self.rng.set_word_pos(0);
         let mut action = [0.0f32; MAX_ACTION];
         let action = &mut action[..self.output.action_dim];
         for (d, entry) in action.iter_mut().enumerate() {
@@ -355,6 +388,7 @@ impl ControlLoop {
             };
             *entry = (self.output.mean[d] + self.output.std[d] * noise).tanh();
         }
+        self.wanted[..action.len()].copy_from_slice(action);
         match self.limiter.limit(action) {
             Limited::No => {}
             Limited::Yes => ControlCounters::count(&self.counters.limited_actions),
@@ -407,7 +441,9 @@ impl ControlLoop {
         if self.observed.observation.is_empty() {
             return;
         }
-        let Some((swapped, cost)) = self.slot.poll(&self.observed.observation, &mut self.output) else { return };
+        let between_episodes = self.phase == Phase::Resetting;
+        let answer = self.slot.poll(&self.observed.observation, &mut self.output, between_episodes);
+        let Some((swapped, cost)) = answer else { return };
         self.counters.swap(cost.exchange, cost.first_run);
         ControlCounters::count(match swapped {
             Swapped::Taken => &self.counters.swaps,

@@ -21,7 +21,7 @@ use super::returns::Returns;
 use super::start;
 use super::streams::Streams;
 use super::sweep::Sweeps;
-use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind};
+use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind, Start};
 use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
 use crate::replay::Replay;
 use crate::spaces::{Minibatch, Source};
@@ -83,6 +83,21 @@ impl Learner {
             learner.optimisers.carry(&states).map_err(LearnerError::tensor("carry the optimisers over"))?;
         }
         Ok(learner)
+    }
+
+    /// Goes on from the networks of `weights`, chosen as at a start from a bundle, with fresh optimisers; the count of
+    /// updates, the random streams and the density network stay. On an error nothing has changed.
+    ///
+    /// # Errors
+    /// As [`Learner::new`].
+    pub fn adopt(&mut self, weights: &EnsembleWeights) -> Result<(), LearnerError> {
+        let config = LearnerConfig { start: Start::Bundle, ..self.config.clone() };
+        let weights = start::weights(weights, self.dims, &config, 0)?;
+        let parameter = temperature_parameter(&weights, &config);
+        let made = Networks::new(&weights, parameter, &config, &self.device)
+            .and_then(|networks| Ok((Optimisers::new(&networks, &config)?, networks)));
+        (self.optimisers, self.networks) = made.map_err(LearnerError::tensor("build the networks"))?;
+        Ok(())
     }
 
     /// Fresh optimisers and streams around `networks`; a density network is made when one is needed and none given.

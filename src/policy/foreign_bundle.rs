@@ -16,6 +16,7 @@ use super::checks::{TOLERANCE, dimensions, names, probe_observations, responds, 
 use super::foreign::{self, ForeignError, ForeignPolicy, Interface};
 use super::golden::{self, GoldenError};
 use super::manifest::{self, FORMAT, FileEntry, ManifestError, check_common, sealed, sha256, unsealed};
+use super::noise::WithNoise;
 use super::onnxruntime::Runtime;
 use super::prepare::{Engine, Prepared, Report, WARM_UP_RUNS, prepare};
 use super::{Bundle, PolicyBackend, PolicyError};
@@ -299,9 +300,13 @@ impl Source<'_> {
     /// # Errors
     /// As those.
     pub fn prepare(self, spaces: &Spaces, config: &PolicyConfig) -> Result<Prepared, PolicyError> {
-        match self {
+        let mut prepared = match self {
             Self::Ensemble(actor) => prepare(actor, spaces, config),
             Self::Foreign(bundle) => bundle.prepare(spaces, config),
+        }?;
+        if config.action_noise > 0.0 {
+            prepared.backend = Box::new(WithNoise { policy: prepared.backend, std: config.action_noise });
         }
+        Ok(prepared)
     }
 }

@@ -26,6 +26,7 @@ mod import_layers;
 mod import_sb3;
 pub mod manifest;
 pub mod native;
+mod noise;
 pub mod onnx_file;
 mod onnx_graph;
 mod onnx_proto;

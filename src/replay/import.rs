@@ -44,7 +44,7 @@ fn import_from(dataset: &Dataset, dir: &Path, layout: Layout, origin: Option<Ori
     Ok(store)
 }
 
-/// Opens offline data read-only. A folder is a buffer; a file is an `.npz` data set, which is imported once into a
+/// Opens offline data read-only. A folder is a buffer, or that of a run with one inside; a file is an `.npz` data set, which is imported once into a
 /// folder below `cache_dir` and found there again as long as the file stays the same.
 ///
 /// The import appears in `cache_dir` whole or not at all.
@@ -54,7 +54,8 @@ fn import_from(dataset: &Dataset, dir: &Path, layout: Layout, origin: Option<Ori
 pub fn open_offline(path: &Path, layout: Layout, cache_dir: &Path) -> Result<Store, ReplayError> {
     let facts = fs::metadata(path).map_err(io_error("look at", path))?;
     if facts.is_dir() {
-        return open_checked(path, layout);
+        let inner = path.join("replay");
+        return open_checked(if inner.is_dir() { &inner } else { path }, layout);
     }
     let changed = facts.modified().map_err(io_error("look at", path))?;
     let changed_ns = changed.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);

@@ -1,25 +1,28 @@
-//! A recorded run as a robot: it answers every action with the next recorded step.
+//! A recorded run as a robot: it answers every action with the next recorded observation.
+
+use std::collections::BTreeMap;
 
 use crate::clock::Clock;
 use crate::spaces::{StepFlags, StepRecord};
-use firmware_bridge::DriveState;
+use firmware_bridge::{DriveState, MAX_ACTION};
 
 use super::{LinkCounters, Observed, Robot, RobotDescription, RobotError};
 
-/// Plays recorded episodes in their order, in lockstep; a reset goes on to the next one and wraps at the end.
+/// Plays recorded episodes in lockstep. A reset goes to the first record of the episode with that number; states
+/// have the episode and step numbers of the recording, holes included.
 ///
-/// Actions count as ticks of the clock, their values are ignored: `Observed::applied` is what was recorded. No
-/// heap is touched after [`PlaybackRobot::new`].
+/// What follows an action is what was recorded, whatever the action; `Observed::applied` is the action that was sent.
+/// No heap is touched after [`PlaybackRobot::new`].
 pub struct PlaybackRobot {
     description: RobotDescription,
     clock: Clock,
     records: Vec<StepRecord>,
+    /// First record of each episode.
+    starts: BTreeMap<u32, usize>,
     /// Index of the record that is the present state.
     at: usize,
-    /// First record of the episode that the next reset plays.
-    next_episode: usize,
-    episode: u32,
-    tick: u32,
+    /// The action that led there; empty at the start of an episode.
+    applied: heapless::Vec<f32, MAX_ACTION>,
     drive: DriveState,
     fresh: bool,
 }
@@ -37,23 +40,12 @@ impl PlaybackRobot {
         if records.is_empty() || !records.iter().all(fits) {
             return Err(RobotError::EmptyRecording);
         }
-        Ok(Self {
-            description,
-            clock,
-            records,
-            at: 0,
-            next_episode: 0,
-            episode: 0,
-            tick: 0,
-            drive: DriveState::Disarmed,
-            fresh: false,
-        })
-    }
-
-    /// The record in front of the present one, when it belongs to the same episode: the step that led here.
-    fn step_here(&self) -> Option<&StepRecord> {
-        let before = self.records.get(self.at.checked_sub(1)?)?;
-        (self.tick > 0 && before.episode == self.records[self.at].episode).then_some(before)
+        let mut starts = BTreeMap::new();
+        for (index, record) in records.iter().enumerate() {
+            starts.entry(record.episode).or_insert(index);
+        }
+        let applied = heapless::Vec::new();
+        Ok(Self { description, clock, records, starts, at: 0, applied, drive: DriveState::Disarmed, fresh: false })
     }
 }
 
@@ -67,12 +59,11 @@ impl Robot for PlaybackRobot {
         Ok(())
     }
 
+    /// An episode that was not recorded never comes.
     fn request_reset(&mut self, episode: u32, _seed: u64) -> Result<(), RobotError> {
-        self.at = self.next_episode;
-        let recorded = self.records[self.at].episode;
-        let length = self.records[self.at..].iter().take_while(|record| record.episode == recorded).count();
-        self.next_episode = (self.at + length) % self.records.len();
-        (self.episode, self.tick, self.fresh) = (episode, 0, true);
+        let start = self.starts.get(&episode).copied();
+        (self.at, self.fresh) = (start.unwrap_or(self.at), start.is_some());
+        self.applied.clear();
         Ok(())
     }
 
@@ -80,22 +71,23 @@ impl Robot for PlaybackRobot {
         if !std::mem::take(&mut self.fresh) {
             return Ok(false);
         }
+        let here = &self.records[self.at];
         into.clone_from(&Observed {
-            tick: self.tick,
-            episode: self.episode,
+            tick: here.step,
+            episode: here.episode,
             capture: self.clock.now(),
             drive: self.drive,
             reward_valid: true,
-            observation: self.records[self.at].observation.clone(),
+            applied: self.applied.clone(),
+            observation: here.observation.clone(),
             ..Observed::default()
         });
-        match self.step_here() {
-            Some(step) => {
-                into.applied.clone_from(&step.action);
-                into.reward = step.reward;
-                into.terminated = step.flags.contains(StepFlags::TERMINATED);
-            }
-            None => drop(into.applied.resize(self.description.action_dim, 0.0)),
+        if self.applied.is_empty() {
+            let _ = into.applied.resize(self.description.action_dim, 0.0);
+        } else {
+            let step = &self.records[self.at - 1];
+            into.reward = step.reward;
+            into.terminated = step.flags.contains(StepFlags::TERMINATED);
         }
         Ok(true)
     }
@@ -108,12 +100,14 @@ impl Robot for PlaybackRobot {
         if matches!(self.drive, DriveState::Disarmed | DriveState::Fault) {
             return Ok(());
         }
-        let here = self.records[self.at].episode;
-        if self.records.get(self.at + 1).is_none_or(|next| next.episode != here) {
-            return Err(RobotError::EndOfRecording { episode: here, step: self.tick });
+        let StepRecord { episode, step, .. } = self.records[self.at];
+        if self.records.get(self.at + 1).is_none_or(|next| next.episode != episode) {
+            return Err(RobotError::EndOfRecording { episode, step });
         }
         self.drive = DriveState::Run;
-        (self.at, self.tick, self.fresh) = (self.at + 1, self.tick + 1, true);
+        (self.at, self.fresh) = (self.at + 1, true);
+        self.applied.clear();
+        let _ = self.applied.extend_from_slice(action);
         Ok(())
     }
 
@@ -148,14 +142,14 @@ mod tests {
         }
     }
 
-    /// Episode 1: two steps, the second terminates. Episode 2: one step, cut.
+    /// Episode 1: two steps, the second terminates. Episode 4 begins at step 5 and has a hole behind it.
     fn robot() -> PlaybackRobot {
         let records = vec![
             record(1, 0, StepFlags::default()),
             record(1, 1, StepFlags::TERMINATED),
             record(1, 2, StepFlags::OBSERVATION_ONLY),
-            record(2, 0, StepFlags::TRUNCATED),
-            record(2, 1, StepFlags::OBSERVATION_ONLY),
+            record(4, 5, StepFlags::OBSERVATION_ONLY),
+            record(4, 8, StepFlags::OBSERVATION_ONLY),
         ];
         let description = RobotDescription {
             observation_dim: 2,
@@ -173,26 +167,29 @@ mod tests {
         let (mut robot, mut seen) = (robot(), Observed::default());
         robot.arm().unwrap();
         assert!(!robot.observe(&mut seen).unwrap());
-        for (episode, recorded, ticks) in [(7, 1, 2), (8, 2, 1), (9, 1, 2)] {
+        for (episode, steps) in [(1, &[0, 1, 2][..]), (4, &[5, 8]), (1, &[0, 1, 2])] {
             robot.request_reset(episode, 0).unwrap();
-            for tick in 0..=ticks {
+            for (index, step) in steps.iter().enumerate() {
                 assert!(robot.observe(&mut seen).unwrap());
-                assert_eq!((seen.episode, seen.tick), (episode, tick));
-                assert_eq!(seen.observation[0], (10 * recorded + tick) as f32);
-                let step = tick.checked_sub(1).map_or(0.0, |step| (10 * recorded + step) as f32);
-                assert_eq!((seen.reward, seen.applied.as_slice()), (step, [step / 100.0].as_slice()));
-                assert_eq!(seen.terminated, recorded == 1 && tick == 2);
+                assert_eq!((seen.episode, seen.tick), (episode, *step));
+                assert_eq!(seen.observation[0], (10 * episode + step) as f32);
+                let before = index.checked_sub(1).map(|index| steps[index]);
+                assert_eq!(seen.reward, before.map_or(0.0, |step| (10 * episode + step) as f32));
+                assert_eq!(seen.applied.as_slice(), [if index > 0 { 0.25 } else { 0.0 }], "what was sent");
+                assert_eq!(seen.terminated, episode == 1 && *step == 2);
                 assert!(!robot.observe(&mut seen).unwrap());
-                assert_eq!(robot.apply(&[0.0]).is_ok(), tick < ticks);
+                assert_eq!(robot.apply(&[0.25]).is_ok(), index + 1 < steps.len());
             }
         }
+        robot.request_reset(2, 0).unwrap();
+        assert!(!robot.observe(&mut seen).unwrap(), "an episode that was not recorded never comes");
     }
 
     #[test]
     fn a_stopped_recording_stands_still_and_an_empty_one_is_refused() {
         let (mut robot, mut seen) = (robot(), Observed::default());
         robot.arm().unwrap();
-        robot.request_reset(0, 0).unwrap();
+        robot.request_reset(1, 0).unwrap();
         assert!(robot.observe(&mut seen).unwrap());
         robot.stop();
         robot.apply(&[0.0]).unwrap();

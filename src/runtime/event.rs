@@ -1,5 +1,7 @@
 //! What the runtime tells the outside while it works.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::learner::{Diagnosis, UpdateMetrics};
@@ -45,6 +47,13 @@ pub enum Event {
         /// Why, and what to do.
         reason: String,
     },
+    /// A policy from outside collapsed: the one before is in use again.
+    RolledBack {
+        /// Its generation.
+        generation: u32,
+        /// What collapsed.
+        reason: String,
+    },
     /// One of the deterministic episodes before or after learning was run.
     Evaluating {
         /// `before` or `after`.
@@ -69,6 +78,10 @@ pub trait Observer {
     fn event(&mut self, event: &Event);
     /// The counters, a few times per second.
     fn counters(&mut self, counters: &ControlCounters, updates: u64);
+    /// Longest time between two calls of [`Observer::counters`] in a real-time run.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(100)
+    }
 }
 
 /// The fields of an [`Event::Update`] in the metrics file.

@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::run::{Ended, Outlet, Work};
+use super::trainer::Trainer;
 use crate::clock;
 
 /// Steps until the run is complete, stopped or faulted.
@@ -35,6 +36,10 @@ pub(super) fn drive(work: Work, outlet: &mut Outlet<'_>) -> Ended {
         clock.advance(period);
         while let Some(record) = steps.pop() {
             recorder.take(&record);
+        }
+        publisher.watch();
+        if trainer.as_mut().is_some_and(Trainer::adopt) {
+            shared.adopting.store(false, Relaxed);
         }
         let mut latest = None;
         while let Some(trainer) = trainer.as_mut().filter(|t| !failed && t.due() > 0 && !shared.stopping()) {

@@ -1,5 +1,6 @@
 //! The parts of a run and how they are put together.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,13 +11,14 @@ use crossbeam_channel::{Sender, TrySendError};
 use super::child::Simulator;
 use super::event::Event;
 use crate::clock::Clock;
-use crate::config::{Bound, Config, Exploration, RewardSource};
+use crate::config::{Bound, Config, Exploration, MOST_TRIAL_EPISODES, RewardSource};
 use crate::control::{ControlSettings, Fault, Limits, Range, Rules, Verdict};
 use crate::learner::LearnerError;
+use crate::nn::weights::EnsembleWeights;
 use crate::policy::PolicyError;
 use crate::replay::{Layout, Replay, ReplayError, Store};
 use crate::robot::{FirmwareRobot, Robot, RobotError, link};
-use crate::telemetry::ControlCounters;
+use crate::telemetry::{ControlCounters, EpisodeReturn};
 
 /// Why a run could not begin, or how it broke.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,9 @@ pub enum RuntimeError {
         /// Updates asked for.
         updates: u64,
     },
+    /// Learning without a learner.
+    #[error("learner.enabled is false: learning from recorded episodes needs it")]
+    NoLearner,
     /// Pretraining without data.
     #[error("replay.offline is empty: pretraining needs a data set")]
     NoData,
@@ -107,6 +112,9 @@ impl RuntimeError {
     }
 }
 
+/// Name of the random stream of the exploration noise.
+pub(super) const EXPLORATION: &str = "exploration";
+
 /// What all threads of a run share: counters and the wish to stop.
 pub(super) struct Shared {
     /// Counters of the control thread.
@@ -119,6 +127,12 @@ pub(super) struct Shared {
     pub total_steps: AtomicU64,
     /// What an operator says about the episode under way.
     pub verdict: Arc<Verdict>,
+    /// The newest whole episodes, oldest first, at most five times [`MOST_TRIAL_EPISODES`].
+    pub returns: Mutex<VecDeque<EpisodeReturn>>,
+    /// Networks that the learner is to go on from; the learner empties it.
+    pub adoption: Mutex<Option<Box<EnsembleWeights>>>,
+    /// Whether there are some; false when the learner's next policies come from them.
+    pub adopting: AtomicBool,
     /// Learner updates so far.
     pub updates: AtomicU64,
     /// Step records the recorder could not write.
@@ -139,6 +153,9 @@ impl Shared {
             online_steps: AtomicU64::new(0),
             total_steps: AtomicU64::new(0),
             verdict: Arc::default(),
+            returns: Mutex::default(),
+            adoption: Mutex::default(),
+            adopting: AtomicBool::new(false),
             updates: AtomicU64::new(0),
             unrecorded: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
@@ -146,6 +163,15 @@ impl Shared {
             failures: Mutex::default(),
             refused_settings: Mutex::default(),
         })
+    }
+
+    /// Keeps the return of an episode.
+    pub(super) fn ended(&self, episode: EpisodeReturn) {
+        let mut returns = lock(&self.returns);
+        if returns.len() >= 5 * MOST_TRIAL_EPISODES as usize {
+            returns.pop_front();
+        }
+        returns.push_back(episode);
     }
 
     /// Tells the observer; counts when it is not listening.

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -176,6 +176,11 @@ type Newest = (Sender<ActorWeights>, Receiver<ActorWeights>);
 
 fn learn(mut trainer: Trainer, shared: &Shared, woken: &Receiver<()>, newest: &Newest) -> Option<Trainer> {
     while !shared.stopping() {
+        if trainer.adopt() {
+            // A snapshot of the networks before must not follow.
+            let _ = newest.1.try_recv();
+            shared.adopting.store(false, Release);
+        }
         if trainer.due() == 0 {
             let _ = woken.recv_timeout(IDLE);
             continue;
@@ -197,6 +202,7 @@ fn learn(mut trainer: Trainer, shared: &Shared, woken: &Receiver<()>, newest: &N
 
 fn publish(mut publisher: Publisher, shared: &Shared, fresh: &Receiver<ActorWeights>, asked: &Receiver<Asked>) {
     while !shared.stopping() {
+        publisher.watch();
         select! {
             recv(fresh) -> actor => match actor {
                 Ok(actor) => publisher.publish(&actor),

@@ -18,6 +18,8 @@ pub(super) struct Recorder {
     sync_every: Duration,
     last_sync: Stamp,
     broken: bool,
+    /// A person chooses every action.
+    person: bool,
     returns: ReturnTracker,
 }
 
@@ -29,8 +31,14 @@ impl Recorder {
             sync_every,
             last_sync: clock::monotonic(),
             broken: false,
+            person: false,
             returns: ReturnTracker::default(),
         }
+    }
+
+    /// Marks every step as one in which a person chose the action.
+    pub(super) fn mark_person(&mut self, person: bool) {
+        self.person = person;
     }
 
     /// Where the records go.
@@ -44,7 +52,11 @@ impl Recorder {
         if self.broken {
             self.shared.unrecorded.fetch_add(1, Relaxed);
         } else {
-            let appended = lock(&self.replay).append(record);
+            let mut record = record.clone();
+            if self.person && transition {
+                record.flags.insert(StepFlags::INTERVENTION);
+            }
+            let appended = lock(&self.replay).append(&record);
             if let Err(error) = appended {
                 self.give_up(&error.to_string());
             }
@@ -55,6 +67,7 @@ impl Recorder {
         let at_step = self.shared.online_steps.load(Relaxed);
         if let Some(episode) = self.returns.take(record, at_step) {
             self.sync();
+            self.shared.ended(episode);
             self.shared.tell(Event::Episode(episode));
         }
         if clock::monotonic().since(self.last_sync) >= self.sync_every {

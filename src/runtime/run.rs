@@ -13,10 +13,14 @@ use rand::RngCore;
 use super::child::Simulator;
 use super::evaluate::evaluate;
 use super::event::{Event, Observer, UpdateLine};
-use super::parts::{RuntimeError, Shared, control_settings, lock, move_aside, open_replay, period, reach_robot};
+use super::parts::{
+    EXPLORATION, RuntimeError, Shared, control_settings, lock, move_aside, open_replay, period, reach_robot,
+};
 use super::publisher::Publisher;
 use super::recorder::Recorder;
+use super::shadow::Kept;
 use super::socket::{Asked, Server};
+use super::source::ActionSource;
 use super::trainer::Trainer;
 use super::{lockstep, realtime, web};
 use crate::clock::{self, Clock};
@@ -25,7 +29,7 @@ use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_
 use crate::learner::stream;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::manifest::Description;
-use crate::policy::{AnyBundle, Bundle, PolicyError, Source, checks};
+use crate::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, Source, checks};
 use crate::replay::Replay;
 use crate::telemetry::{EpisodeReturn, FileSink, Report, Sink};
 
@@ -37,6 +41,15 @@ pub struct RunOptions {
     pub stop: Arc<AtomicBool>,
     /// Where to serve the live page, if anywhere.
     pub serve: Option<SocketAddr>,
+    /// Who chooses the actions.
+    pub source: ActionSource,
+}
+
+impl RunOptions {
+    /// Without a live page, with the policy of the configuration.
+    pub fn new(program: PathBuf, stop: Arc<AtomicBool>) -> Self {
+        Self { program, stop, serve: None, source: ActionSource::Policy }
+    }
 }
 
 /// The parts of the learning phase.
@@ -80,6 +93,16 @@ impl<'a> Outlet<'a> {
         Self { events, observer, metrics, report }
     }
 
+    /// What is known so far.
+    pub(super) fn report_mut(&mut self) -> &mut Report {
+        &mut self.report
+    }
+
+    /// At the end.
+    pub(super) fn into_report(self) -> Report {
+        self.report
+    }
+
     /// Passes on what has come.
     pub(super) fn pump(&mut self, shared: &Shared) {
         while let Ok(event) = self.events.try_recv() {
@@ -90,7 +113,7 @@ impl<'a> Outlet<'a> {
 
     /// Waits a moment for events.
     pub(super) fn wait(&mut self, shared: &Shared) {
-        if let Ok(event) = self.events.recv_timeout(Duration::from_millis(100)) {
+        if let Ok(event) = self.events.recv_timeout(self.observer.patience()) {
             self.take(&event);
         }
         self.pump(shared);
@@ -117,6 +140,10 @@ impl<'a> Outlet<'a> {
                 self.report.refused_policies += 1;
                 self.metrics.record("refused", &serde_json::json!({"reason": reason}));
             }
+            Event::RolledBack { generation, reason } => {
+                self.report.rolled_back.push(reason.clone());
+                self.metrics.record("rolled_back", &serde_json::json!({"generation": generation, "reason": reason}));
+            }
             Event::Evaluated { when, returns } => {
                 self.metrics.record("evaluated", &serde_json::json!({"when": when, "returns": returns}));
                 match *when {
@@ -130,23 +157,42 @@ impl<'a> Outlet<'a> {
     }
 }
 
-/// Runs what the configuration describes; events go to `observer`.
-///
-/// # Errors
-/// When the run cannot begin. Once it has begun, failures are in the report.
-pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Report, RuntimeError> {
+/// A run that has begun: its folder, what it learns from and with.
+pub(super) struct Begun<'a> {
+    pub shared: Arc<Shared>,
+    pub outlet: Outlet<'a>,
+    /// Unless something else than a policy chooses the actions.
+    pub bundle: Option<AnyBundle>,
+    pub replay: Arc<Mutex<Replay>>,
+    pub trainer: Option<Trainer>,
+    /// Steps an earlier process did.
+    pub done: u64,
+    pub _page: Option<web::Page>,
+}
+
+/// Makes or reopens the folder and everything in it.
+pub(super) fn begin<'a>(
+    config: &Config,
+    options: &RunOptions,
+    observer: &'a mut dyn Observer,
+) -> Result<Begun<'a>, RuntimeError> {
     let (sender, events) = bounded(4096);
     let shared = Shared::new(sender, Arc::clone(&options.stop));
     shared.total_steps.store(config.run.steps, Relaxed);
     prepare_folder(config, &shared)?;
     let folder = &config.run.directory;
-    let _page = options.serve.map(|address| web::serve(address, folder, &shared)).transpose()?;
-    let bundle = AnyBundle::load(&config.policy.bundle)?;
-    checks::names(bundle.spaces(), &config.robot.spaces).map_err(PolicyError::from)?;
+    let page = options.serve.map(|address| web::serve(address, folder, &shared)).transpose()?;
+    let bundle = match options.source {
+        ActionSource::Policy => Some(AnyBundle::load(&config.policy.bundle)?),
+        _ => None,
+    };
+    if let Some(bundle) = &bundle {
+        checks::names(bundle.spaces(), &config.robot.spaces).map_err(PolicyError::from)?;
+    }
     let metrics_path = folder.join("metrics.jsonl");
     let metrics = Box::new(FileSink::append(&metrics_path).map_err(RuntimeError::file(&metrics_path))?);
     let report = Report { robot: config.robot.name.clone(), seed: config.run.seed, ..Report::default() };
-    let mut outlet = Outlet::new(events, observer, metrics, report);
+    let outlet = Outlet::new(events, observer, metrics, report);
 
     let replay = Arc::new(Mutex::new(open_replay(config)?));
     let done = lock(&replay).online_transitions();
@@ -154,25 +200,44 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
         return Err(RuntimeError::Complete { path: folder.clone(), done, steps: config.run.steps });
     }
     shared.online_steps.store(done, Relaxed);
-    let trainer = if config.learner.enabled {
-        Some(Trainer::new(ensemble(&bundle)?.weights(), config, Arc::clone(&replay), Arc::clone(&shared))?)
-    } else {
-        None
+    let trainer = match bundle.as_ref().filter(|_| config.learner.enabled) {
+        Some(bundle) => {
+            let weights = ensemble(bundle)?.weights();
+            Some(Trainer::new(weights, config, Arc::clone(&replay), Arc::clone(&shared))?)
+        }
+        None => None,
     };
+    Ok(Begun { shared, outlet, bundle, replay, trainer, done, _page: page })
+}
+
+/// Runs what the configuration describes; events go to `observer`.
+///
+/// # Errors
+/// When the run cannot begin. Once it has begun, failures are in the report.
+pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Report, RuntimeError> {
+    let Begun { shared, mut outlet, bundle, replay, trainer, done, _page } = begin(config, options, observer)?;
     let learned = trainer.as_ref().map(Trainer::weights).transpose()?;
-    let start = learned.as_ref().map_or_else(|| bundle.source(), |weights| Source::Ensemble(&weights.actor));
+    let start = match (&learned, &bundle) {
+        (Some(weights), _) => Some(Source::Ensemble(&weights.actor)),
+        (None, bundle) => bundle.as_ref().map(AnyBundle::source),
+    };
     outlet.pump(&shared);
-    if done == 0 {
+    if let Some(start) = start.filter(|_| done == 0) {
         measure("before", config, start, options, &mut outlet)?;
     }
     shared.tell(Event::Begin { done, total: config.run.steps });
+    let prepared = match start {
+        Some(policy) => policy.prepare(&config.robot.spaces, &config.policy)?.backend,
+        None => options.source.backend(config, lock(&replay).online().next_episode()),
+    };
+    let in_use = start.map(Kept::from);
     let (work, simulator, server) =
-        assemble(config, options, &shared, &replay, trainer, start, done, &mut outlet.report)?;
+        assemble(config, options, &shared, &replay, trainer, (prepared, in_use), done, &mut outlet.report)?;
     let begin = clock::monotonic();
     let ended = learn(work, config, server, &mut outlet)?;
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
     drop(simulator);
-    finish(config, options, &bundle, &shared, &replay, ended, &mut outlet)?;
+    finish(config, options, bundle.as_ref(), &shared, &replay, ended, &mut outlet)?;
     outlet.pump(&shared);
     shared.stop.store(true, Relaxed);
     Ok(outlet.report)
@@ -197,10 +262,12 @@ fn prepare_folder(config: &Config, shared: &Shared) -> Result<(), RuntimeError> 
             }
         }
     }
-    std::fs::create_dir_all(folder).map_err(RuntimeError::file(folder))
+    std::fs::create_dir_all(folder).map_err(RuntimeError::file(folder))?;
+    let path = folder.join("config.toml");
+    std::fs::write(&path, config.to_toml()).map_err(RuntimeError::file(&path))
 }
 
-fn measure(
+pub(super) fn measure(
     when: &'static str,
     config: &Config,
     policy: Source<'_>,
@@ -230,15 +297,14 @@ fn assemble(
     shared: &Arc<Shared>,
     replay: &Arc<Mutex<Replay>>,
     trainer: Option<Trainer>,
-    start: Source<'_>,
+    (policy, in_use): (Box<dyn PolicyBackend>, Option<Kept>),
     done: u64,
     report: &mut Report,
 ) -> Result<(Work, Option<Simulator>, Server), RuntimeError> {
     let in_lockstep = config.run.clock == ClockKind::Lockstep;
     let clock = if in_lockstep { Clock::lockstep() } else { Clock::Monotonic };
-    let prepared = start.prepare(&config.robot.spaces, &config.policy)?;
-    prepared.report.engine.clone_into(&mut report.engine);
-    let (slot, handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
+    policy.engine().clone_into(&mut report.engine);
+    let (slot, handover) = policy_slot(Offer { policy, generation: 0 });
     let (robot, simulator) = reach_robot(config, &options.program, in_lockstep, &clock)?;
     let (producer, steps) = step_queue();
     let seed = config.run.seed;
@@ -251,14 +317,16 @@ fn assemble(
         Arc::clone(&shared.counters),
         clock.clone(),
         control_settings(config, config.policy.exploration, first_episode, start_seed, &shared.verdict),
-        stream(seed, &format!("exploration from episode {first_episode}")),
+        stream(seed, EXPLORATION),
     );
     control.start()?;
     let (ask, asked) = bounded(4);
     let server = Server::bind(&config.run.directory, Arc::clone(shared), ask)?;
-    let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared));
+    let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared))
+        .with_swaps(&config.swap, Arc::clone(replay), in_use, trainer.is_some());
     let sync_every = Duration::from_secs_f64(config.replay.sync_every_s);
-    let recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every);
+    let mut recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every);
+    recorder.mark_person(options.source.is_person());
     let last_step = config.run.steps - done;
     let period = period(config);
     let work = Work {
@@ -292,17 +360,17 @@ fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -
 }
 
 /// Saves what was learned, evaluates it, and completes the report.
-fn finish(
+pub(super) fn finish(
     config: &Config,
     options: &RunOptions,
-    bundle: &AnyBundle,
+    bundle: Option<&AnyBundle>,
     shared: &Arc<Shared>,
     replay: &Arc<Mutex<Replay>>,
     ended: Ended,
     outlet: &mut Outlet<'_>,
 ) -> Result<(), RuntimeError> {
     let complete = shared.online_steps.load(Relaxed) >= config.run.steps;
-    if let Some(mut trainer) = ended.trainer {
+    if let Some((mut trainer, bundle)) = ended.trainer.zip(bundle) {
         trainer.save()?;
         trainer.diagnose(false);
         let weights = trainer.weights()?;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::parts::{RuntimeError, Shared};
 use crate::clock::Clock;
+use crate::config::SwapAt;
 use crate::control::Outcome;
 
 /// Longest request in bytes.
@@ -29,6 +30,15 @@ pub enum Request {
     Swap {
         /// Folder of the bundle.
         bundle: PathBuf,
+        /// When it is applied; none: as `swap.at` says.
+        #[serde(default)]
+        at: Option<SwapAt>,
+        /// Whether the learner goes on from it, once it has passed its trial.
+        #[serde(default)]
+        adopt: bool,
+        /// Only tell how it differs from the policy in use.
+        #[serde(default)]
+        try_only: bool,
     },
     /// Go back to the policy before.
     RollBack,

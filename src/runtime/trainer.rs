@@ -77,6 +77,19 @@ impl Trainer {
         })
     }
 
+    /// Goes on from the networks that were put into its place, if there are any; a snapshot made before is of no use
+    /// then. Networks that do not fit leave the learner as it is.
+    pub(super) fn adopt(&mut self) -> bool {
+        let Some(weights) = lock(&self.shared.adoption).take() else { return false };
+        let updates = self.learner.updates();
+        self.shared.tell(Event::Note(match self.learner.adopt(&weights) {
+            Ok(()) => format!("the learner goes on from the policy that was swapped in, at update {updates}"),
+            Err(error) => format!("the learner keeps its own networks: {error}"),
+        }));
+        self.unpublished = 0;
+        true
+    }
+
     /// Updates due for the steps so far.
     pub(super) fn due(&self) -> u64 {
         let steps = self.shared.online_steps.load(Relaxed);

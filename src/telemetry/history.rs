@@ -42,6 +42,13 @@ pub const PANELS: &[Panel] = &[
     of_updates("Entropy temperature", &[("temperature", "/temperature")]),
     of_updates("Entropy of the policy, nats", &[("entropy", "/entropy")]),
     of_updates("Jensen-Shannon estimate, online against offline, nats", &[("JS estimate", "/density/js_estimate")]),
+    Panel {
+        title: "Calibration gap: Q less the return that followed",
+        event: "diagnosis",
+        x: "updates",
+        x_label: "learner updates",
+        curves: &[("calibration gap", "/calibration_gap")],
+    },
     of_updates("Disagreement share of the policy's variance", &[("disagreement", "/disagreement_share")]),
     of_episodes("Policy generation", &[("generation", "/policy_generation")]),
 ];
@@ -72,6 +79,10 @@ pub struct History {
     pub refused: u64,
     /// Why the last one was refused.
     pub last_refusal: Option<String>,
+    /// Policies from outside that went back by themselves.
+    pub rolled_back: u64,
+    /// Why the last one did.
+    pub last_roll_back: Option<String>,
     /// Lines read.
     pub lines: u64,
     /// Lines that were no records.
@@ -138,6 +149,10 @@ impl History {
             "refused" => {
                 self.refused += 1;
                 self.last_refusal = record.get("reason").and_then(Value::as_str).map(str::to_owned);
+            }
+            "rolled_back" => {
+                self.rolled_back += 1;
+                self.last_roll_back = record.get("reason").and_then(Value::as_str).map(str::to_owned);
             }
             _ => self.draw(event, record)?,
         }

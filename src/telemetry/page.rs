@@ -128,6 +128,10 @@ pub fn remarks(history: &History) -> Vec<String> {
         let reason = history.last_refusal.as_deref().unwrap_or("without a reason");
         remarks.push(format!("{} policies were refused, the last one: {reason}", history.refused));
     }
+    if let Some(reason) = &history.last_roll_back {
+        let count = history.rolled_back;
+        remarks.push(format!("{count} policies from outside went back by themselves, the last one: {reason}"));
+    }
     remarks
 }
 

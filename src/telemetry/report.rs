@@ -67,6 +67,8 @@ pub struct Report {
     pub swaps: u64,
     /// Policies refused.
     pub refused_policies: u64,
+    /// Why policies from outside were rolled back by themselves.
+    pub rolled_back: Vec<String>,
     /// Transitions in the replay: offline and online.
     pub offline_transitions: u64,
     /// Online.

@@ -5,6 +5,7 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use fieldtune::config;
 use fieldtune::policy::manifest::Manifest;
 use fieldtune::replay::{Store, open_damaged};
 use fieldtune::spaces::{Spaces, StepRecord};
@@ -45,7 +46,8 @@ fn spaces(store: &Store, source: &Path, asked: bool) -> anyhow::Result<Spaces> {
             Some(Manifest::from_text(&text).with_context(|| manifest.display().to_string())?.description.spaces)
         }
         Err(error) if asked => return Err(error).with_context(|| format!("cannot read {}", manifest.display())),
-        Err(_) => None,
+        // A recording without a bundle knows them from its configuration.
+        Err(_) => config::load(&source.join("config.toml"), &[]).ok().map(|config| config.robot.spaces),
     };
     if let Some(spaces) = found.filter(|s| s.schema_hash() == layout.schema_hash) {
         return Ok(spaces);

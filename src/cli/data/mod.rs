@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use fieldtune::episode::{Dataset, read_npz, write_npz};
 use fieldtune::replay::{Store, export, open_damaged};
+use fieldtune::spaces::StepRecord;
 
 use super::ConfigArgs;
 
@@ -88,6 +89,25 @@ pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Repair { source, out, json } => verify::repair(source, out, *json),
         Command::Sample(args) => sample::run(args).map(|()| true),
     }
+}
+
+/// The step records of a run folder, a replay folder or a data set, oldest first. Damaged ones are left out, and said.
+pub(super) fn records(source: &Path) -> anyhow::Result<Vec<StepRecord>> {
+    if source.is_file() {
+        let (data, _) = read(source)?;
+        return Ok((0..data.episode_ends.len()).flat_map(|episode| data.to_records(episode)).collect());
+    }
+    let store = open_damaged(&folder(source))?;
+    let mut records = Vec::with_capacity(store.len() as usize);
+    let mut record = StepRecord::default();
+    let all = if store.is_empty() { 0..0 } else { store.first_sequence()..store.last_sequence() + 1 };
+    let expected = all.end - all.start;
+    records.extend(all.filter_map(|sequence| store.record(sequence, &mut record).ok().map(|()| record.clone())));
+    let bad = expected - records.len() as u64;
+    if bad > 0 {
+        say!("{bad} bad records are left out");
+    }
+    Ok(records)
 }
 
 /// The replay folder that a path means: a run folder has it inside.

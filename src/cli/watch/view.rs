@@ -43,7 +43,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
     let faults = faults(view);
     let rows = [
         Constraint::Length(1),
-        Constraint::Length(11),
+        Constraint::Length(12),
         Constraint::Min(6),
         Constraint::Length(4),
         Constraint::Length(faults.len().clamp(1, 4) as u16),
@@ -108,6 +108,7 @@ fn control_lines(view: &View<'_>) -> Vec<Entry> {
         ("steps per second", view.rate(1), false),
         counted(view, "wake-up p50", "/wake/p50_us", " us", never),
         counted(view, "wake-up p99", "/wake/p99_us", " us", never),
+        counted(view, "wake-up p99.9", "/wake/p999_us", " us", never),
         counted(view, "wake-up max", "/wake/max_us", " us", never),
         counted(view, "longest tick", "/max_work_us", " us", never),
         counted(view, "late ticks", "/late_ticks", "", 0),
@@ -123,6 +124,7 @@ fn learner_lines(view: &View<'_>) -> Vec<Entry> {
         ("updates per second", view.rate(2), false),
         ("offline share", share.map_or("-".into(), |s| format!("{:.0} %", 100.0 * s)), false),
         ("Q", view.newest("Q"), false),
+        ("calibration gap", view.newest("calibration gap"), false),
         ("critic loss", view.newest("critic loss"), false),
         ("actor loss", view.newest("actor loss"), false),
         ("temperature", view.newest("temperature"), false),
@@ -141,8 +143,16 @@ fn policy_lines(view: &View<'_>) -> Vec<Entry> {
         counted(view, "steps dropped", "/dropped", "", 0),
         counted(view, "states missed", "/missed_states", "", u64::MAX),
         counted(view, "commands too late", "/robot/robot_late_commands", "", u64::MAX),
-        ("metric lines skipped", view.history.skipped.lines.to_string(), view.history.skipped.lines > 0),
+        ("success, failure", outcomes(view), false),
     ]
+}
+
+/// Episodes that ended as one or the other.
+fn outcomes(view: &View<'_>) -> String {
+    match (view.count("/successes"), view.count("/task_failures")) {
+        (Some(successes), Some(failures)) => format!("{successes}, {failures}"),
+        _ => "-".into(),
+    }
 }
 
 fn table<'a>(title: &'a str, entries: &[Entry]) -> Paragraph<'a> {
@@ -199,6 +209,10 @@ fn faults(view: &View<'_>) -> Vec<Line<'static>> {
     lines.extend(view.unreadable.map(|why| Line::from(why.to_owned()).yellow()));
     let refusal = view.history.last_refusal.as_ref();
     lines.extend(refusal.map(|why| Line::from(format!("last refused policy: {why}")).yellow()));
+    let gone_back = view.history.last_roll_back.as_ref();
+    lines.extend(gone_back.map(|why| Line::from(format!("a policy from outside went back by itself: {why}")).yellow()));
+    let skipped = view.history.skipped.lines;
+    lines.extend((skipped > 0).then(|| Line::from(format!("{skipped} damaged metric lines skipped")).yellow()));
     if lines.is_empty() {
         lines.push(Line::from("no faults").dim());
     }
@@ -232,6 +246,8 @@ mod tests {
             text.extend([update.to_string(), "\n".into(), episode.to_string(), "\n".into()]);
         }
         text += "{damaged\n{\"event\":\"refused\",\"reason\":\"weights are not finite\"}\n";
+        text += "{\"event\":\"diagnosis\",\"updates\":10,\"calibration_gap\":12.5}\n";
+        text += "{\"event\":\"rolled_back\",\"generation\":3,\"reason\":\"its mean return is low\"}\n";
         std::fs::write(&path, text).unwrap();
         History::read(&path).unwrap()
     }
@@ -240,7 +256,7 @@ mod tests {
     fn the_numbers_are_on_the_screen() {
         let status = json!({"steps": 1500, "total_steps": 2000, "updates": 400, "ticks": 1510, "late_ticks": 3,
             "stale_ticks": 14, "missed_states": 7, "dropped": 0, "generation": 98, "swaps": 99, "rollbacks": 1,
-            "refused_policies": 2, "episodes": 8, "wake": {"p50_us": 64, "p99_us": 128, "max_us": 1203},
+            "refused_policies": 2, "episodes": 8, "successes": 3, "task_failures": 4, "wake": {"p50_us": 64, "p99_us": 128, "max_us": 1203},
             "max_work_us": 801, "robot": {"crc_errors": 2, "malformed": 1, "robot_crc_errors": 4, "robot_late_commands": 5}, "failures": ["the learner stopped"]});
         let history = history();
         let view = View {
@@ -270,7 +286,10 @@ mod tests {
             "return of each episode, last -600.0",
             "8000 steps",
             "critic loss 3.250",
-            "metric lines skipped 1",
+            "1 damaged metric lines skipped",
+            "a policy from outside went back by itself: its mean return is low",
+            "calibration gap      12.50",
+            "success, failure     3, 4",
             "FAILURE the learner stopped",
             "last refused policy: weights are not finite",
         ] {

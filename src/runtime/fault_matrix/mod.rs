@@ -1,9 +1,10 @@
 //! Every fault of `docs/safety.md`, injected: what the loop does, how the robot ends, what the exit code says.
 //!
 //! [`line`] holds what one thread can show, in lockstep, with a robot on a line that fails on purpose; [`threads`]
-//! what takes the threads of a real run. The last test compares the list with the table of the document.
+//! what takes the threads of a real run; [`swaps`] policies from outside that collapse. The last test compares the list with the table of the document.
 
 mod line;
+mod swaps;
 mod threads;
 mod world;
 
@@ -45,8 +46,9 @@ fn the_document_lists_exactly_the_faults_that_are_tested() {
     }
     let here = line::CASES.iter().map(|case| (case.fault, case.exit_code));
     let threads = threads::CASES.iter().map(|case| (case.fault, case.exit_code));
+    let swaps = swaps::CASES.iter().map(|(fault, _)| (*fault, 0));
     let mut tested: Vec<(String, String)> =
-        here.chain(threads).map(|(fault, code)| (fault.to_owned(), code.to_string())).collect();
+        here.chain(threads).chain(swaps).map(|(fault, code)| (fault.to_owned(), code.to_string())).collect();
     let mut documented = documented();
     documented.retain(|(fault, _)| !ELSEWHERE.iter().any(|(elsewhere, ..)| elsewhere == fault));
     assert_eq!(
