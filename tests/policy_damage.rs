@@ -1,7 +1,5 @@
 //! Damaged bundles and checkpoints are refused, with a reason, without a panic and without taking memory.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,32 +12,9 @@ use fieldtune::spaces::Spaces;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
 
-thread_local! {
-    static LIVE: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
+mod damage;
 
-struct Watching;
-
-#[allow(unsafe_code, reason = "an allocator is unsafe by its trait; every call goes to the system's")]
-// SAFETY: every method passes its arguments on to the system allocator unchanged; watching does not allocate.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.set(LIVE.get().wrapping_add(layout.size()));
-        PEAK.set(PEAK.get().max(LIVE.get()));
-        // SAFETY: the caller's promise is the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.set(LIVE.get().wrapping_sub(layout.size()));
-        // SAFETY: the caller's promise is the system allocator's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
+use damage::{mutate, peak_of};
 
 fn bundle() -> Bundle {
     let stack = |inputs: usize, outputs: usize| {
@@ -74,29 +49,6 @@ fn bundle() -> Bundle {
     Bundle::new(description, weights).expect("a good bundle")
 }
 
-/// One of the things that happen to files.
-fn mutate(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
-    let len = bytes.len();
-    let at = rng.random_range(0..len.max(1)).min(len.saturating_sub(1));
-    match rng.random_range(0..7) {
-        _ if len == 0 => bytes.push(rng.random()),
-        0 => bytes[at] ^= 1 << rng.random_range(0..8),
-        1 => bytes.truncate(at),
-        2 => bytes.insert(at, rng.random()),
-        3 => drop(bytes.remove(at)),
-        4 => {
-            let end = (at + rng.random_range(1..9)).min(len);
-            rng.fill(&mut bytes[at..end]);
-        }
-        5 => bytes[at] = [0, 0x7f, 0x80, 0xff][rng.random_range(0..4)],
-        _ => {
-            let end = (at + rng.random_range(1..64)).min(len);
-            let part = bytes[at..end].to_vec();
-            bytes.extend(part);
-        }
-    }
-}
-
 #[test]
 fn two_hundred_damaged_bundles_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,7 +66,9 @@ fn two_hundred_damaged_bundles_are_refused() {
             mutate(&mut bytes, &mut rng);
         }
         fs::write(path.join(name), &bytes).unwrap();
-        let error = Bundle::load(&path).err().unwrap_or_else(|| panic!("round {round}: changed {name} was accepted"));
+        let (loaded, peak) = peak_of(|| Bundle::load(&path));
+        let error = loaded.err().unwrap_or_else(|| panic!("round {round}: changed {name} was accepted"));
+        assert!(peak < 1 << 20, "round {round}: {peak} bytes of memory for a changed {name}");
         reasons.insert(error.to_string());
         fs::write(path.join(name), original).unwrap();
     }
@@ -222,10 +176,9 @@ fn mutated_checkpoints_neither_panic_nor_take_memory() {
             mutate(&mut bytes, &mut rng);
         }
         bytes.extend(&original[description..]);
-        LIVE.set(0);
-        PEAK.set(0);
-        accepted += usize::from(torch_legacy::read(&bytes).is_ok());
-        assert!(PEAK.get() <= 2 * bytes.len(), "{} bytes of memory for a file of {}", PEAK.get(), bytes.len());
+        let (readable, peak) = peak_of(|| torch_legacy::read(&bytes).is_ok());
+        accepted += usize::from(readable);
+        assert!(peak <= 2 * bytes.len(), "{peak} bytes of memory for a file of {}", bytes.len());
     }
     eprintln!("{accepted} of 20000 mutations left a readable file");
     assert!((1..10_000).contains(&accepted), "the mutations do not reach the tensors");
@@ -279,10 +232,9 @@ fn fuzz(original: &[u8], factor: usize, seed: u64, mut read: impl FnMut(&[u8]) -
                 mutate(&mut bytes, &mut rng);
             }
         }
-        LIVE.set(0);
-        PEAK.set(0);
-        accepted += usize::from(read(&bytes));
-        assert!(PEAK.get() <= factor * bytes.len() + 4096, "{} bytes for a file of {}", PEAK.get(), bytes.len());
+        let (readable, peak) = peak_of(|| read(&bytes));
+        accepted += usize::from(readable);
+        assert!(peak <= factor * bytes.len() + 4096, "{peak} bytes for a file of {}", bytes.len());
     }
     accepted
 }
@@ -325,18 +277,14 @@ fn an_onnx_file_of_many_empty_parts_is_refused_before_it_takes_memory() {
     // A graph of 16 million nodes without anything in them, two bytes each.
     let nodes = [0x0a, 0x00].repeat(16 << 20);
     let bytes = [&[0x3a, 0x80, 0x80, 0x80, 0x10][..], &nodes].concat();
-    LIVE.set(0);
-    PEAK.set(0);
-    assert!(foreign::inspect(&bytes, None).is_err());
-    assert!(PEAK.get() < 1 << 20, "{} bytes", PEAK.get());
+    let (refused, peak) = peak_of(|| foreign::inspect(&bytes, None).is_err());
+    assert!(refused && peak < 1 << 20, "{peak} bytes");
 }
 
 #[test]
 fn a_long_description_is_refused_before_it_takes_memory() {
     let mut bytes = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
     bytes.resize(64 << 20, b'N');
-    LIVE.set(0);
-    PEAK.set(0);
-    assert!(torch_legacy::read(&bytes).is_err());
-    assert!(PEAK.get() < 32 << 20, "{} bytes", PEAK.get());
+    let (refused, peak) = peak_of(|| torch_legacy::read(&bytes).is_err());
+    assert!(refused && peak < 32 << 20, "{peak} bytes");
 }

@@ -1,4 +1,4 @@
-//! Checkpoints of d3rlpy, Stable-Baselines3 and CORL, made by the packages themselves (`tools/interop/checkpoints.py`),
+//! Checkpoints of d3rlpy, Stable-Baselines3, CORL and flax, made by the packages themselves (`tools/interop`),
 //! act after import as the packages said; what a file does not say is asked for; ONNX actors of others keep their
 //! answers in a bundle and drive the control loop.
 
@@ -89,6 +89,7 @@ fn imports_act_as_the_packages_that_made_them() {
         ("d3rlpy_cql.d3", Kind::D3rlpy, Given::default(), "d3rlpy_cql_d3"),
         ("sb3_sac.zip", Kind::Sb3, raw(), "sb3_sac_zip"),
         ("corl_cal_ql.pt", Kind::Corl, corl(), "corl_cal_ql_pt"),
+        ("wsrl.safetensors", Kind::Weights, raw(), "wsrl_safetensors"),
     ] {
         assert_eq!(detect(&data(file)).unwrap(), kind, "{file}");
         let imported = bring(file, &given).unwrap();
@@ -96,7 +97,8 @@ fn imports_act_as_the_packages_that_made_them() {
         eprintln!("{file}: {}, at most {largest:e} apart", imported.algorithm);
         assert!(largest < 1e-5, "{file}: {largest}");
         assert!(imported.weights.targets.is_some() && imported.weights.log_alpha.is_some(), "{file}");
-        assert_eq!(imported.discount.is_some(), kind != Kind::Corl, "{file}: only CORL does not say its discount");
+        let says = matches!(kind, Kind::D3rlpy | Kind::Sb3);
+        assert_eq!(imported.discount.is_some(), says, "{file}: who says its discount");
     }
 }
 
@@ -123,6 +125,16 @@ fn what_a_file_does_not_say_is_asked_for_and_what_it_says_is_not_to_be_given() {
         state.shift.pop();
     }
     assert!(matches!(bring("corl_cal_ql.pt", &short), Err(ImportError::StateScaling { what: "mean", .. })));
+}
+
+#[test]
+fn networks_with_layer_norm_become_one_ensemble_too() {
+    let path = data("wsrl.safetensors");
+    let one = bring("wsrl.safetensors", &raw()).unwrap().weights;
+    let two = import(Kind::Weights, &[&path, &path], &raw()).unwrap().weights;
+    assert_eq!((one.critic1.members, two.critic1.members), (5, 10));
+    assert!(two.critic1.layers[0].layer_norm.is_some());
+    assert!(difference(&two, "wsrl_safetensors") < 1e-5);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use fieldtune::config::ReplayConfig;
-use fieldtune::episode::{Dataset, read_npz, write_npz};
+use fieldtune::episode::{self, Choices, Dataset, write_npz};
 use fieldtune::replay::{Layout, Replay, ReplayError, Store, import, open_offline};
 use fieldtune::spaces::{Minibatch, Source, StepFlags, StepRecord};
 use rand::SeedableRng;
@@ -145,7 +145,7 @@ fn a_real_locomotion_data_set_becomes_a_buffer() {
         eprintln!("skipped: the shared data sets are not here");
         return;
     };
-    let data = read_npz(&path).unwrap();
+    let data = episode::read(&path, &Choices::default()).unwrap();
     let returns = data.returns();
     let mean = returns.iter().sum::<f64>() / returns.len() as f64;
     assert_eq!((data.steps(), returns.len()), (100_000, 100));

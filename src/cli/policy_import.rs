@@ -60,6 +60,7 @@ enum KindArg {
     D3rlpy,
     Sb3,
     Lerobot,
+    Weights,
     Onnx,
 }
 
@@ -71,6 +72,7 @@ impl From<KindArg> for Kind {
             KindArg::D3rlpy => Self::D3rlpy,
             KindArg::Sb3 => Self::Sb3,
             KindArg::Lerobot => Self::Lerobot,
+            KindArg::Weights => Self::Weights,
             KindArg::Onnx => Self::Onnx,
         }
     }

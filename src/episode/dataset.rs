@@ -1,10 +1,16 @@
 //! Episodes in flat columns.
 
 use std::ops::Range;
+use std::path::Path;
 
 use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
+use sha2::{Digest, Sha256};
 
+use super::error::EpisodeError;
 use crate::spaces::{StepFlags, StepRecord};
+
+/// What a record has room for (`docs/replay-format.md`).
+const MOST_US: u64 = (1 << 48) - 1;
 
 /// Episodes of one robot, all steps one after the other. `n` steps, `e` episodes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +33,8 @@ pub struct Dataset {
     pub episode_ends: Vec<usize>,
     /// Observation after the last step of each episode, `(e, observation_dim)`; empty when unknown.
     pub final_observations: Vec<f32>,
+    /// When each observation was taken, in µs of the recorder's clock, `(n)`; empty when unknown.
+    pub capture_us: Vec<u64>,
 }
 
 /// Why columns do not make a data set.
@@ -65,6 +73,12 @@ pub enum DatasetProblem {
         /// The step.
         step: usize,
     },
+    /// A time later than a record can say.
+    #[error("the stamp of step {step} is beyond 2^48 us")]
+    Stamp {
+        /// The step.
+        step: usize,
+    },
     /// NaN or infinite numbers.
     #[error("`{column}` is not finite at index {index}")]
     NotFinite {
@@ -91,6 +105,53 @@ impl Dataset {
         self.episodes().map(|steps| self.rewards[steps].iter().map(|r| f64::from(*r)).sum()).collect()
     }
 
+    /// When each observation was taken, in µs: the recorded stamps, or where there are none, those of a nominal rate
+    /// in steps per second, 0 at the begin of each episode. `path` is for the error.
+    ///
+    /// # Errors
+    /// When there are neither stamps nor a rate, or both.
+    pub fn stamps(&self, nominal_hz: Option<f64>, path: &Path) -> Result<Vec<u64>, EpisodeError> {
+        let path = || path.to_owned();
+        match (nominal_hz, self.capture_us.is_empty()) {
+            (None, false) => Ok(self.capture_us.clone()),
+            (Some(hz), true) => {
+                let stamp = |step: usize| (step as f64 * 1e6 / hz).round() as u64;
+                Ok(self.episodes().flat_map(|steps| (0..steps.len()).map(stamp)).collect())
+            }
+            (Some(_), false) => {
+                Err(EpisodeError::Said { path: path(), flag: "--control-hz", reason: "every step has its own stamp" })
+            }
+            (None, true) => {
+                let what = String::from("when its steps were taken");
+                Err(EpisodeError::Unsaid {
+                    path: path(),
+                    what,
+                    flag: "--control-hz, the rate that stamps are made from",
+                })
+            }
+        }
+    }
+
+    /// SHA-256 over all dimensions and values, for a comparison of two data sets.
+    pub fn hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        let lengths = [self.observation_dim, self.action_dim, self.steps(), self.final_observations.len()];
+        for number in lengths.iter().chain(&self.episode_ends) {
+            hasher.update((*number as u64).to_le_bytes());
+        }
+        let numbers = [&self.observations, &self.actions, &self.rewards, &self.final_observations];
+        for number in numbers.into_iter().flatten() {
+            hasher.update(number.to_le_bytes());
+        }
+        for flag in self.terminated.iter().chain(&self.truncated) {
+            hasher.update([u8::from(*flag)]);
+        }
+        for stamp in &self.capture_us {
+            hasher.update(stamp.to_le_bytes());
+        }
+        format!("{:x}", hasher.finalize())
+    }
+
     fn range(&self, episode: usize) -> Range<usize> {
         let start = if episode == 0 { 0 } else { self.episode_ends[episode - 1] };
         start..self.episode_ends[episode]
@@ -112,6 +173,8 @@ impl Dataset {
         let records = steps.clone().map(move |step| self.record(episode, step - start, step, cut && step == last));
         records.chain(end.map(move |observation| StepRecord {
             observation: observation.iter().copied().collect(),
+            capture_us: self.stamp(last),
+            use_us: self.stamp(last),
             ..empty(episode, steps.len(), StepFlags::OBSERVATION_ONLY)
         }))
     }
@@ -132,8 +195,15 @@ impl Dataset {
             reward: self.rewards[step],
             observation: self.observation(step).iter().copied().collect(),
             action: action.iter().copied().collect(),
+            capture_us: self.stamp(step),
+            use_us: self.stamp(step),
             ..empty(episode, number, flags)
         }
+    }
+
+    /// 0 where nobody knows. Of a last observation: that of the last step, because no file tells its own.
+    fn stamp(&self, step: usize) -> u64 {
+        self.capture_us.get(step).copied().unwrap_or_default()
     }
 
     fn observation(&self, step: usize) -> &[f32] {
@@ -150,6 +220,7 @@ impl Dataset {
             return Err(DatasetProblem::Dimensions { observation_dim, action_dim });
         }
         let episodes = self.episode_ends.len();
+        let stamps_wanted = if self.capture_us.is_empty() { 0 } else { steps };
         let final_wanted = if self.final_observations.is_empty() { 0 } else { episodes * observation_dim };
         for (column, found, wanted) in [
             ("observations", self.observations.len(), steps * observation_dim),
@@ -157,10 +228,14 @@ impl Dataset {
             ("terminated", self.terminated.len(), steps),
             ("truncated", self.truncated.len(), steps),
             ("final_observations", self.final_observations.len(), final_wanted),
+            ("capture_us", self.capture_us.len(), stamps_wanted),
         ] {
             if found != wanted {
                 return Err(DatasetProblem::Length { column, found, wanted });
             }
+        }
+        if let Some(step) = self.capture_us.iter().position(|stamp| *stamp > MOST_US) {
+            return Err(DatasetProblem::Stamp { step });
         }
         self.check_ends()?;
         self.check_finite()
@@ -215,6 +290,7 @@ mod tests {
             truncated: vec![false, false, false, false, true],
             episode_ends: vec![2, 5],
             final_observations: vec![100.0, 101.0, 102.0, 103.0],
+            capture_us: vec![10, 60, 20, 70, 70],
         }
     }
 
@@ -258,6 +334,7 @@ mod tests {
         assert_eq!(bad(|d| d.terminated[2] = true), DatasetProblem::EndsWithin { step: 2 });
         assert!(matches!(bad(|d| d.actions.truncate(4)), DatasetProblem::Length { column: "actions", .. }));
         assert!(matches!(bad(|d| d.rewards[1] = f32::NAN), DatasetProblem::NotFinite { index: 1, .. }));
+        assert_eq!(bad(|d| d.capture_us[4] = 1 << 48), DatasetProblem::Stamp { step: 4 });
         assert!(matches!(bad(|d| d.action_dim = 0), DatasetProblem::Dimensions { .. }));
     }
 }

@@ -6,117 +6,70 @@
 //! | `actions` | `(n, action_dim)` | needed |
 //! | `rewards` | `(n)` or `(n, 1)` | needed |
 //! | `terminals` | `(n)` | needed; the task ended |
-//! | `timeouts` | `(n)` | the episode was cut; absent: nowhere |
+//! | `timeouts` | `(n)` | the episode was cut; without it and `episode_ends` the ends are asked for |
 //! | `episode_ends` | `(e)` | one past each last step; absent: behind each terminal or timeout, and at the end |
 //! | `final_observations` | `(e, observation_dim)` | absent: unknown |
+//! | `capture_us` | `(n)` | when the observation was taken, in µs of the recorder's clock; absent: unknown |
 //!
-//! Any number type, row-major; other arrays are ignored. A last episode that ends without a flag counts as cut.
+//! Any number type, row-major; other arrays are ignored. An episode that ends without a flag counts as cut.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use npyz::npz::{NpzArchive, NpzWriter};
 use npyz::{AutoSerialize, NpyFile, Order, Serialize, WriterBuilder};
 
+use super::array::{Array, Arrays};
 use super::dataset::{Dataset, DatasetProblem};
-
-/// A data set that cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EpisodeError {
-    /// The file.
-    #[error("data set {}: cannot {action}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// An array.
-    #[error("data set {}: array `{array}` {problem}", path.display())]
-    Array {
-        /// The file.
-        path: PathBuf,
-        /// Name of the array.
-        array: &'static str,
-        /// What is wrong with it.
-        problem: ArrayProblem,
-    },
-    /// The arrays together.
-    #[error("data set {}: {problem}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: DatasetProblem,
-    },
-}
-
-/// What is wrong with one array.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ArrayProblem {
-    /// It is not there.
-    #[error("is missing")]
-    Missing,
-    /// Its bytes cannot be read.
-    #[error("cannot be read: {0}")]
-    Unreadable(io::Error),
-    /// It does not hold numbers.
-    #[error("has type {0}; it must hold numbers or booleans")]
-    Type(String),
-    /// Column-major.
-    #[error("is in Fortran order; save it with numpy.ascontiguousarray")]
-    Order,
-    /// Not the number of axes or rows that belongs there.
-    #[error("has shape {found:?}; expected {wanted}")]
-    Shape {
-        /// Its shape.
-        found: Vec<u64>,
-        /// What fits.
-        wanted: &'static str,
-    },
-}
+use super::error::{ArrayProblem, EpisodeError};
+use super::table::{Choices, Table, choose};
 
 /// Reads a data set.
 ///
 /// # Errors
-/// When the file cannot be read, an array is missing or unusable, or the arrays contradict each other.
-pub fn read_npz(path: &Path) -> Result<Dataset, EpisodeError> {
-    let mut file = Arrays::open(path)?;
+/// When the file cannot be read, an array is missing or unusable, the arrays contradict each other, or a question is
+/// left open.
+pub(super) fn read(path: &Path, choices: &Choices) -> Result<Dataset, EpisodeError> {
+    let npz = NpzArchive::open(path);
+    let npz = npz.map_err(|source| EpisodeError::Io { action: "open", path: path.to_owned(), source })?;
+    let mut file = Npz { path, npz };
+    choose(path, &[String::from("observations")], choices)?;
     let (observation_dim, observations) = file.matrix("observations")?;
     let (action_dim, actions) = file.matrix("actions")?;
-    let rewards = to_f32(&file.needed("rewards")?.numbers);
-    let terminated = to_flags(&file.needed("terminals")?.numbers);
-    let truncated = file.optional("timeouts")?.map_or_else(|| vec![false; rewards.len()], |a| to_flags(&a.numbers));
-    let episode_ends = file
-        .optional("episode_ends")?
-        .map_or_else(|| ends(&terminated, &truncated), |a| a.numbers.iter().map(|v| *v as usize).collect());
-    let final_observations = file.optional("final_observations")?.map_or_else(Vec::new, |a| to_f32(&a.numbers));
-    let mut data = Dataset {
+    let rewards = file.optional("rewards")?.map(|a| a.to_f32());
+    let ended = file.needed("terminals")?.to_flags();
+    let truncated = file.optional("timeouts")?.map(|a| a.to_flags());
+    let ends = file.optional("episode_ends")?.map(|a| a.numbers.iter().map(|v| *v as usize).collect::<Vec<_>>());
+    let final_observations = file.optional("final_observations")?.map_or_else(Vec::new, |a| a.to_f32());
+    let capture_us = file.optional("capture_us")?;
+    let capture_us = capture_us.map_or_else(Vec::new, |a| a.numbers.iter().map(|v| *v as u64).collect());
+    let table = Table {
         observation_dim,
         action_dim,
         observations,
         actions,
         rewards,
-        terminated,
-        truncated,
-        episode_ends,
-        final_observations,
+        // Where ends are listed, those without a flag were cut.
+        truncated: truncated.or_else(|| ends.as_ref().map(|_| vec![false; ended.len()])),
+        episode: ends.as_ref().map(|ends| (0..ended.len()).map(|step| episode_of(step, ends)).collect()),
+        ended,
+        capture_us,
+        ..Table::default()
     };
-    close_last_episode(&mut data);
+    let mut data = table.into_dataset(path, choices)?;
+    if let Some(episode) = ends.and_then(|ends| ends.iter().zip(&data.episode_ends).position(|(a, b)| a != b)) {
+        let problem = DatasetProblem::Ends { episode };
+        return Err(EpisodeError::Content { path: path.to_owned(), problem });
+    }
+    data.final_observations = final_observations;
     data.check().map_err(|problem| EpisodeError::Content { path: path.to_owned(), problem })?;
     Ok(data)
 }
 
-/// Marks a last episode without a flag as cut.
-fn close_last_episode(data: &mut Dataset) {
-    if let (Some(last), Some(false)) = (data.truncated.last_mut(), data.terminated.last()) {
-        *last = true;
-    }
+/// How many of the episodes ended at or before this step.
+fn episode_of(step: usize, ends: &[usize]) -> i64 {
+    ends.partition_point(|end| *end <= step) as i64
 }
 
 /// One array of an `.npz` file, row-major.
@@ -181,6 +134,10 @@ pub fn write_npz(path: &Path, data: &Dataset) -> Result<(), EpisodeError> {
         let numbers = Numbers::F32(&data.final_observations);
         columns.push(Column::rows("final_observations", data.observation_dim, numbers));
     }
+    let stamps: Vec<i64> = data.capture_us.iter().map(|t| *t as i64).collect();
+    if !stamps.is_empty() {
+        columns.push(Column::flat("capture_us", Numbers::I64(&stamps)));
+    }
     write_columns(path, &columns)
 }
 
@@ -223,46 +180,18 @@ where
 }
 
 /// The arrays of one file.
-struct Arrays {
-    path: PathBuf,
+struct Npz<'a> {
+    path: &'a Path,
     npz: NpzArchive<BufReader<File>>,
 }
 
-struct Array {
-    shape: Vec<u64>,
-    /// `f64` holds every `f32` and every index below 2^53 exactly.
-    numbers: Vec<f64>,
-}
-
-impl Arrays {
-    fn open(path: &Path) -> Result<Self, EpisodeError> {
-        let npz = NpzArchive::open(path);
-        let path = path.to_owned();
-        match npz {
-            Ok(npz) => Ok(Self { path, npz }),
-            Err(source) => Err(EpisodeError::Io { action: "open", path, source }),
-        }
+impl Arrays for Npz<'_> {
+    fn path(&self) -> &Path {
+        self.path
     }
 
-    fn optional(&mut self, name: &'static str) -> Result<Option<Array>, EpisodeError> {
-        read_array(&mut self.npz, name).map_err(|problem| self.problem(name, problem))
-    }
-
-    fn needed(&mut self, name: &'static str) -> Result<Array, EpisodeError> {
-        self.optional(name)?.ok_or_else(|| self.problem(name, ArrayProblem::Missing))
-    }
-
-    /// Width and numbers of an array with two axes.
-    fn matrix(&mut self, name: &'static str) -> Result<(usize, Vec<f32>), EpisodeError> {
-        let array = self.needed(name)?;
-        if let [_, width] = array.shape[..] {
-            return Ok((width as usize, to_f32(&array.numbers)));
-        }
-        Err(self.problem(name, ArrayProblem::Shape { found: array.shape, wanted: "(steps, entries)" }))
-    }
-
-    fn problem(&self, array: &'static str, problem: ArrayProblem) -> EpisodeError {
-        EpisodeError::Array { path: self.path.clone(), array, problem }
+    fn read(&mut self, name: &str) -> Result<Option<Array>, ArrayProblem> {
+        read_array(&mut self.npz, name)
     }
 }
 
@@ -303,24 +232,10 @@ fn read_numbers<R: io::Read>(array: NpyFile<R>) -> Result<Vec<f64>, ArrayProblem
     Err(ArrayProblem::Type(array.dtype().descr()))
 }
 
-fn to_f32(numbers: &[f64]) -> Vec<f32> {
-    numbers.iter().map(|v| *v as f32).collect()
-}
-
-fn to_flags(numbers: &[f64]) -> Vec<bool> {
-    numbers.iter().map(|v| *v != 0.0).collect()
-}
-
-/// Episode ends behind every flag, and behind the last step.
-fn ends(terminated: &[bool], truncated: &[bool]) -> Vec<usize> {
-    let steps = terminated.len();
-    let flagged = |step: usize| terminated[step] || truncated.get(step).is_some_and(|t| *t);
-    (1..=steps).filter(|end| *end == steps || flagged(end - 1)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::episode::Ends;
 
     fn data() -> Dataset {
         Dataset {
@@ -333,6 +248,7 @@ mod tests {
             truncated: vec![false, false, false, false, true],
             episode_ends: vec![2, 5],
             final_observations: vec![1.0; 6],
+            capture_us: vec![7, 50_007, 3, 50_003, 100_003],
         }
     }
 
@@ -340,9 +256,9 @@ mod tests {
     fn a_data_set_comes_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.npz");
-        for data in [data(), Dataset { final_observations: Vec::new(), ..data() }] {
+        for data in [data(), Dataset { final_observations: Vec::new(), capture_us: Vec::new(), ..data() }] {
             write_npz(&path, &data).unwrap();
-            assert_eq!(read_npz(&path).unwrap(), data);
+            assert_eq!(read(&path, &Choices::default()).unwrap(), data);
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no leftovers");
     }
@@ -368,16 +284,18 @@ mod tests {
             ]
         };
         write(&path, &columns(&[0.0, 1.0, 0.0, 0.0]));
-        let data = read_npz(&path).unwrap();
+        assert!(matches!(read(&path, &Choices::default()), Err(EpisodeError::Unsaid { .. })));
+        let said = Choices { ends: Some(Ends::Terminated), ..Choices::default() };
+        let data = read(&path, &said).unwrap();
         assert_eq!(data.episode_ends, [2, 4]);
         assert_eq!(data.truncated, [false, false, false, true]);
         write(&path, &columns(&[0.0, 1.0, 0.0, 0.0])[..3]);
-        let error = read_npz(&path).unwrap_err().to_string();
+        let error = read(&path, &Choices::default()).unwrap_err().to_string();
         assert!(error.contains("`terminals` is missing"), "{error}");
         let mut short = columns(&[0.0; 4]);
         short[3] = ("terminals", &[2], vec![0.0, 1.0]);
         write(&path, &short);
-        let error = read_npz(&path).unwrap_err().to_string();
+        let error = read(&path, &said).unwrap_err().to_string();
         assert!(error.contains("`terminated` holds 2"), "{error}");
     }
 
@@ -389,13 +307,13 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         for cut in (0..good.len()).step_by(13) {
             std::fs::write(&path, &good[..cut]).unwrap();
-            assert!(read_npz(&path).is_err());
+            assert!(read(&path, &Choices::default()).is_err());
         }
         for flip in (0..good.len()).step_by(7) {
             let mut bytes = good.clone();
             bytes[flip] ^= 0x10;
             std::fs::write(&path, &bytes).unwrap();
-            let _ = read_npz(&path);
+            let _ = read(&path, &Choices::default());
         }
     }
 }

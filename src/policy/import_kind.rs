@@ -7,6 +7,7 @@ use std::path::Path;
 use super::import::{ImportError, import_off2onrl, read};
 use super::import_layers::{StateScaling, append, fold_action, fold_state};
 use super::structure::check_ensemble;
+use super::weights_file::{self, WeightsFileError};
 use super::{import_corl, import_d3rlpy, import_sb3, stored_zip};
 use crate::nn::weights::EnsembleWeights;
 
@@ -23,6 +24,8 @@ pub enum Kind {
     Sb3,
     /// SAC of LeRobot: safetensors.
     Lerobot,
+    /// `weights.safetensors` of a bundle, or of a tool that writes the same (`tools/orbax_to_weights.py`).
+    Weights,
     /// An ONNX actor.
     Onnx,
 }
@@ -35,6 +38,7 @@ impl fmt::Display for Kind {
             Self::D3rlpy => "a d3rlpy checkpoint",
             Self::Sb3 => "a Stable-Baselines3 SAC model",
             Self::Lerobot => "a LeRobot SAC checkpoint",
+            Self::Weights => "a file of weights in the layout of a bundle",
             Self::Onnx => "an ONNX actor",
         })
     }
@@ -93,6 +97,7 @@ pub fn detect(path: &Path) -> Result<Kind, ImportError> {
     match extension {
         "d3" => Ok(Kind::D3rlpy),
         "onnx" => Ok(Kind::Onnx),
+        "safetensors" if weights_file::decode(&bytes).is_ok() => Ok(Kind::Weights),
         "safetensors" => Ok(Kind::Lerobot),
         _ => Err(unknown()),
     }
@@ -169,6 +174,12 @@ fn import_one(kind: Kind, path: &Path, given: &Given) -> Result<Imported, Import
             return folded(path, imported, scaling.as_ref());
         }
         Kind::Sb3 => import_sb3::read(path)?,
+        Kind::Weights => {
+            let settings =
+                |e: WeightsFileError| ImportError::Settings { path: path.to_path_buf(), reason: e.to_string() };
+            let weights = weights_file::decode(&read(path)?).map_err(settings)?;
+            Imported { weights, algorithm: String::from("not said by a file of weights"), ..Imported::default() }
+        }
         Kind::Lerobot => {
             return Err(ImportError::Unsupported {
                 path: path.to_path_buf(),

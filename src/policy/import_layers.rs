@@ -157,14 +157,16 @@ pub(super) fn map_outputs(layer: &mut LayerWeights, first: usize, multiplier: f6
     }
 }
 
-/// Appends the only member of `new` to `stack`.
+/// Appends the members of `new` to `stack`.
 pub(super) fn append(stack: &mut StackWeights, new: StackWeights, path: &Path) -> Result<(), ImportError> {
     if stack.members == 0 {
         *stack = new;
         return Ok(());
     }
-    let shape =
-        |l: Option<&LayerWeights>| l.map_or(String::from("absent"), |l| format!("{} x {}", l.inputs, l.outputs));
+    let shape = |l: Option<&LayerWeights>| {
+        let norm = |l: &LayerWeights| if l.layer_norm.is_some() { " with layer norm" } else { "" };
+        l.map_or(String::from("absent"), |l| format!("{} x {}{}", l.inputs, l.outputs, norm(l)))
+    };
     for layer in 0..new.layers.len().max(stack.layers.len()) {
         let (expected, got) = (shape(stack.layers.get(layer)), shape(new.layers.get(layer)));
         if expected != got {
@@ -174,6 +176,10 @@ pub(super) fn append(stack: &mut StackWeights, new: StackWeights, path: &Path) -
     for (all, new) in stack.layers.iter_mut().zip(new.layers) {
         all.weight.extend(new.weight);
         all.bias.extend(new.bias);
+        if let (Some((scale, shift)), Some((new_scale, new_shift))) = (&mut all.layer_norm, new.layer_norm) {
+            scale.extend(new_scale);
+            shift.extend(new_shift);
+        }
     }
     stack.members += new.members;
     Ok(())

@@ -11,22 +11,29 @@ use crate::spaces::{StepFlags, StepRecord};
 /// When the buffer cannot be read.
 pub fn export(store: &Store) -> Result<Dataset, ReplayError> {
     let layout = store.layout();
-    let mut data =
-        Dataset { observation_dim: layout.observation_dim, action_dim: layout.action_dim, ..Dataset::default() };
-    let mut run: Vec<StepRecord> = Vec::new();
-    if store.is_empty() {
-        return Ok(data);
-    }
+    let sequences = (!store.is_empty()).then(|| store.first_sequence()..=store.last_sequence()).into_iter().flatten();
     let mut record = StepRecord::default();
-    for sequence in store.first_sequence()..=store.last_sequence() {
-        let readable = store.record(sequence, &mut record).is_ok();
-        let follows = readable
-            && !record.flags.contains(StepFlags::GAP)
-            && run.last().is_some_and(|last| {
-                last.episode == record.episode
-                    && last.step + 1 == record.step
-                    && !last.flags.contains(StepFlags::OBSERVATION_ONLY)
-            });
+    let records = sequences.map(|sequence| store.record(sequence, &mut record).is_ok().then(|| record.clone()));
+    Ok(episodes(layout.observation_dim, layout.action_dim, records))
+}
+
+/// The transitions of records as episodes, as [`export`]; `None` is a record that cannot be read.
+pub fn episodes(
+    observation_dim: usize,
+    action_dim: usize,
+    records: impl Iterator<Item = Option<StepRecord>>,
+) -> Dataset {
+    let mut data = Dataset { observation_dim, action_dim, ..Dataset::default() };
+    let mut run: Vec<StepRecord> = Vec::new();
+    for record in records {
+        let follows = record.as_ref().is_some_and(|record| {
+            !record.flags.contains(StepFlags::GAP)
+                && run.last().is_some_and(|last| {
+                    last.episode == record.episode
+                        && last.step + 1 == record.step
+                        && !last.flags.contains(StepFlags::OBSERVATION_ONLY)
+                })
+        });
         let over = run.len() > 1 && run[run.len() - 2].flags.contains(StepFlags::TERMINATED);
         if !follows {
             close(&mut run, &mut data);
@@ -36,12 +43,14 @@ pub fn export(store: &Store) -> Result<Dataset, ReplayError> {
             close(&mut run, &mut data);
             run.extend(begin);
         }
-        if readable {
-            run.push(record.clone());
-        }
+        run.extend(record);
     }
     close(&mut run, &mut data);
-    Ok(data)
+    if data.capture_us.iter().all(|stamp| *stamp == 0) {
+        // Imported from a set without stamps.
+        data.capture_us.clear();
+    }
+    data
 }
 
 /// Puts a run of consecutive records into the data set; its last record is the final observation.
@@ -56,9 +65,11 @@ fn close(run: &mut Vec<StepRecord>, data: &mut Dataset) {
         data.rewards.push(step.reward);
         data.terminated.push(step.flags.contains(StepFlags::TERMINATED));
         data.truncated.push(false);
+        data.capture_us.push(step.capture_us);
     }
     let end = data.rewards.len();
-    data.truncated[end - 1] = !data.terminated[end - 1];
+    let cut = steps[steps.len() - 1].flags.contains(StepFlags::TRUNCATED);
+    data.truncated[end - 1] = cut || !data.terminated[end - 1];
     data.episode_ends.push(end);
     data.final_observations.extend_from_slice(&last.observation);
     run.clear();

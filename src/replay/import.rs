@@ -12,7 +12,7 @@ use super::files::{io_error, sync_dir};
 use super::layout::Layout;
 use super::meta::{Meta, Origin};
 use super::store::{Access, Store};
-use crate::episode::{Dataset, read_npz};
+use crate::episode::{self, Choices, Dataset};
 use crate::spaces::StepFlags;
 
 /// Writes all episodes of `dataset` into a new buffer in the folder `dir`, marked as offline, and syncs it.
@@ -44,8 +44,8 @@ fn import_from(dataset: &Dataset, dir: &Path, layout: Layout, origin: Option<Ori
     Ok(store)
 }
 
-/// Opens offline data read-only. A folder is a buffer, or that of a run with one inside; a file is an `.npz` data set, which is imported once into a
-/// folder below `cache_dir` and found there again as long as the file stays the same.
+/// Opens offline data read-only. A folder is a buffer, or that of a run with one inside; a file is a data set, which is
+/// imported once into a folder below `cache_dir` and found there again as long as the file stays the same.
 ///
 /// The import appears in `cache_dir` whole or not at all.
 ///
@@ -93,13 +93,14 @@ fn build(path: &Path, layout: Layout, cached: &Path, origin: Origin) -> Result<(
     let (new, old) = (beside("new"), beside("old"));
     // A leftover of an earlier process with the same number.
     let _ = fs::remove_dir_all(&new);
-    let made = import_from(&read_npz(path)?, &new, layout, Some(origin)).map(drop).and_then(|()| {
-        if cached.exists() {
-            fs::rename(cached, &old).map_err(io_error("replace", cached))?;
-        }
-        fs::rename(&new, cached).map_err(io_error("name", &new))?;
-        cached.parent().map_or(Ok(()), sync_dir)
-    });
+    let made =
+        import_from(&episode::read(path, &Choices::default())?, &new, layout, Some(origin)).map(drop).and_then(|()| {
+            if cached.exists() {
+                fs::rename(cached, &old).map_err(io_error("replace", cached))?;
+            }
+            fs::rename(&new, cached).map_err(io_error("name", &new))?;
+            cached.parent().map_or(Ok(()), sync_dir)
+        });
     // Both are gone or useless now, whether it worked or not.
     let _ = fs::remove_dir_all(&old);
     if made.is_err() {

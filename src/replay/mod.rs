@@ -34,7 +34,7 @@ mod sum_tree;
 pub use balanced::BalancedSettings;
 pub use budget::Budget;
 pub use error::{HeaderProblem, ReplayError};
-pub use export::export;
+pub use export::{episodes, export};
 pub use frames::{FrameShape, Seen};
 pub use import::{import, open_offline};
 pub use layout::{Layout, MAX_AGE_US};

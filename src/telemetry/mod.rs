@@ -26,4 +26,4 @@ pub use report::{EpisodeReturn, Report};
 pub use robot_counters::{RobotCounters, RobotSummary};
 pub use series::{Bucket, Series};
 pub use sink::{FileSink, NullSink, Sink};
-pub use step_log::StepLog;
+pub use step_log::{LogProblem, Logged, StepLog, read_step_log};

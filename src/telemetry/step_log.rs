@@ -9,10 +9,12 @@
 //! Messages are JSON with JSON schemas. Times are those of the run's clock: they begin anywhere, not in 1970.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{Seek, Write};
 
 use mcap::records::MessageHeader;
-use mcap::{McapError, WriteOptions, Writer};
+use mcap::{McapError, MessageStream, WriteOptions, Writer};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
@@ -20,6 +22,9 @@ use crate::spaces::{Spaces, StepFlags, StepRecord};
 
 /// Bytes of a chunk: what a truncated log loses at most.
 const CHUNK: u64 = 64 * 1024;
+
+/// In the metadata of a channel whose times were made from a rate.
+const NOMINAL: &str = "nominal_stamps";
 
 /// Writes step records as messages.
 pub struct StepLog<W: Write + Seek> {
@@ -30,11 +35,13 @@ pub struct StepLog<W: Write + Seek> {
 }
 
 impl<W: Write + Seek> StepLog<W> {
-    /// Begins a log of a robot with these names.
+    /// Begins a log of a robot with these names; `nominal` says that nobody measured the times.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn new(out: W, spaces: Spaces) -> Result<Self, McapError> {
+    pub fn new(out: W, spaces: Spaces, nominal: bool) -> Result<Self, McapError> {
+        let notes: BTreeMap<_, _> =
+            nominal.then(|| (String::from(NOMINAL), String::from("true"))).into_iter().collect();
         let options = WriteOptions::new()
             .compression(None)
             .chunk_size(Some(CHUNK))
@@ -44,7 +51,7 @@ impl<W: Write + Seek> StepLog<W> {
             let title = format!("fieldtune.{}", topic.trim_start_matches('/'));
             let schema = json!({"title": title, "type": "object", "properties": properties});
             let schema = writer.add_schema(&title, "jsonschema", schema.to_string().as_bytes())?;
-            writer.add_channel(schema, topic, "json", &BTreeMap::new())
+            writer.add_channel(schema, topic, "json", &notes)
         };
         let kinds = |kind: &str, names: &[&str]| -> Map<String, Value> {
             names.iter().map(|name| ((*name).into(), json!({"type": kind}))).collect()
@@ -122,6 +129,128 @@ impl Serialize for Named<'_> {
     }
 }
 
+/// What a log of [`StepLog`] holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logged {
+    /// Names of the entries.
+    pub spaces: Spaces,
+    /// All records, in order. Those of steps without a measured time have none (0).
+    pub records: Vec<StepRecord>,
+}
+
+/// Why a log cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogProblem {
+    /// Not MCAP, cut or damaged.
+    #[error("the log is damaged or was cut (the `mcap recover` of others mends that): {0}")]
+    Mcap(#[from] McapError),
+    /// A message that is not what this program writes.
+    #[error("message {message} on {topic} is none of fieldtune's: {reason}")]
+    Message {
+        /// Which, from 0.
+        message: usize,
+        /// Its topic.
+        topic: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Reads a whole log that [`StepLog`] wrote.
+///
+/// # Errors
+/// When it is damaged, or was written by another program.
+pub fn read_step_log(bytes: &[u8]) -> Result<Logged, LogProblem> {
+    let mut log = Logged::default();
+    for (number, message) in MessageStream::new(bytes)?.enumerate() {
+        let message = message?;
+        let topic = message.channel.topic.clone();
+        let measured = !message.channel.metadata.contains_key(NOMINAL);
+        let time_us = if measured { message.log_time / 1000 } else { 0 };
+        log.add(&topic, time_us, &message.data).map_err(|reason| LogProblem::Message {
+            message: number,
+            topic,
+            reason,
+        })?;
+    }
+    Ok(log)
+}
+
+impl Logged {
+    fn add(&mut self, topic: &str, time_us: u64, data: &[u8]) -> Result<(), String> {
+        let wrong = |e: serde_json::Error| e.to_string();
+        let beyond = |()| String::from("more entries than a record has");
+        if topic == "/observation" {
+            let Entries(names, values) = serde_json::from_slice(data).map_err(wrong)?;
+            same(&mut self.spaces.observation, names)?;
+            // An observation alone goes on where the last step ended.
+            let (episode, step) = self.records.last().map_or((0, 0), |last| (last.episode, last.step + 1));
+            let mut record = StepRecord { episode, step, capture_us: time_us, ..StepRecord::default() };
+            record.flags = StepFlags::OBSERVATION_ONLY;
+            record.observation.extend_from_slice(&values).map_err(|_| beyond(()))?;
+            self.records.push(record);
+            return Ok(());
+        }
+        let record = self.records.last_mut().ok_or("there is no observation before it")?;
+        record.use_us = time_us;
+        if topic == "/action" {
+            let Entries(names, values) = serde_json::from_slice(data).map_err(wrong)?;
+            same(&mut self.spaces.action, names)?;
+            record.action.clear();
+            return record.action.extend_from_slice(&values).map_err(|_| beyond(()));
+        }
+        let fields: Value = serde_json::from_slice(data).map_err(wrong)?;
+        let number =
+            |name: &str| fields[name].as_u64().and_then(|v| u32::try_from(v).ok()).ok_or(format!("no `{name}`"));
+        (record.episode, record.step) = (number("episode")?, number("step")?);
+        record.policy_generation = number("policy_generation")?;
+        record.reward = fields["reward"].as_f64().ok_or("no `reward`")? as f32;
+        record.flags = StepFlags::default();
+        FLAGS
+            .into_iter()
+            .filter(|(name, _)| fields[name] == Value::Bool(true))
+            .for_each(|(_, f)| record.flags.insert(f));
+        Ok(())
+    }
+}
+
+/// All messages of a topic name the same entries in the same order.
+fn same(known: &mut Vec<String>, names: Vec<String>) -> Result<(), String> {
+    if known.is_empty() {
+        *known = names;
+    } else if *known != names {
+        return Err(format!("its entries are {names:?}, those before are {known:?}"));
+    }
+    Ok(())
+}
+
+/// Names and numbers of an object, in its order.
+struct Entries(Vec<String>, Vec<f32>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let (mut names, mut values) = (Vec::new(), Vec::new());
+                while let Some((name, value)) = map.next_entry()? {
+                    names.push(name);
+                    values.push(value);
+                }
+                Ok(Entries(names, values))
+            }
+        }
+        from.deserialize_map(InOrder)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -131,7 +260,7 @@ mod tests {
     fn log(steps: u32) -> Vec<u8> {
         let spaces = Spaces { observation: vec!["cos".into(), "sin".into()], action: vec!["torque".into()] };
         let mut bytes = Cursor::new(Vec::new());
-        let mut log = StepLog::new(&mut bytes, spaces).unwrap();
+        let mut log = StepLog::new(&mut bytes, spaces, false).unwrap();
         for step in 0..steps {
             let time = 1_000_000 + 50_000 * u64::from(step);
             let mut record =
@@ -167,6 +296,26 @@ mod tests {
         assert_eq!(schema.encoding, "jsonschema");
         let schema: Value = serde_json::from_slice(&schema.data).unwrap();
         assert_eq!(schema["properties"]["sin"]["type"], "number");
+    }
+
+    #[test]
+    fn a_log_is_read_as_it_was_written_and_a_damaged_one_is_not() {
+        let bytes = log(5);
+        let read = read_step_log(&bytes).unwrap();
+        assert_eq!(read.spaces.observation, ["cos", "sin"]);
+        assert_eq!(read.records.len(), 5);
+        let step = &read.records[3];
+        assert_eq!((step.episode, step.step, step.capture_us, step.use_us), (3, 3, 1_150_000, 1_150_700));
+        assert_eq!((&step.observation[..], &step.action[..], step.reward), (&[3.0, 0.25][..], &[0.5][..], -0.5));
+        assert_eq!((step.flags, read.records[4].flags), (StepFlags::default(), StepFlags::OBSERVATION_ONLY));
+        for cut in (0..bytes.len()).step_by(37) {
+            assert!(read_step_log(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in (0..bytes.len()).step_by(11) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x41;
+            let _ = read_step_log(&damaged);
+        }
     }
 
     #[test]

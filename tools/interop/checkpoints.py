@@ -51,12 +51,15 @@ def act(args, target, observations, *options):
     return np.load(out)
 
 
-def safetensors_critic(bundle, network, inputs):
+def safetensors_critic(bundle, network, inputs, member=0):
     """A critic of an imported bundle, by plain matrix products in float64."""
     from safetensors.numpy import load_file
     weights, x, layer = load_file(os.path.join(bundle, "weights.safetensors")), inputs.astype(np.float64), 0
+    tensor = lambda part: weights[f"{network}.{part}{layer}"][member].astype(np.float64)
     while f"{network}.w{layer}" in weights:
-        x = x @ weights[f"{network}.w{layer}"][0].astype(np.float64) + weights[f"{network}.b{layer}"][0]
+        x = x @ tensor("w") + tensor("b")
+        if f"{network}.scale{layer}" in weights:
+            x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6) * tensor("scale") + tensor("shift")
         layer += 1
         if f"{network}.w{layer}" in weights:
             x = np.maximum(x, 0)
@@ -333,6 +336,15 @@ def lerobot_agent(args):
     compare("lerobot_sac by lerobot_actor.py", f"lerobot {version('lerobot')}", torch.tanh(means).numpy(), got, 1e-5)
 
 
+def print_table():
+    """Prints what was compared; 1 when something differs too much or nothing was compared."""
+    print(f"\n{'file':<36} {'judged by':<26} {'rows':>5} {'largest difference':>19} {'allowed':>8}")
+    for name, source, rows, difference, allowed in table:
+        mark = "" if difference <= allowed else "  TOO LARGE"
+        print(f"{name:<36} {source:<26} {rows:>5} {difference:>19.2e} {allowed:>8.0e}{mark}")
+    return int(not table or any(difference > allowed for *_, difference, allowed in table))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default="target/release/fieldtune")
@@ -351,11 +363,7 @@ def main():
             part(args)
         except ImportError as error:
             print(f"skipped: {part.__name__}: {error}")
-    print(f"\n{'file':<36} {'judged by':<26} {'rows':>5} {'largest difference':>19} {'allowed':>8}")
-    for name, source, rows, difference, allowed in table:
-        mark = "" if difference <= allowed else "  TOO LARGE"
-        print(f"{name:<36} {source:<26} {rows:>5} {difference:>19.2e} {allowed:>8.0e}{mark}")
-    return int(not table or any(difference > allowed for *_, difference, allowed in table))
+    return print_table()
 
 
 if __name__ == "__main__":

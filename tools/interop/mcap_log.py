@@ -7,12 +7,16 @@
     VENV/bin/python tools/interop/mcap_log.py run.mcap run.npz
 
 Every step of the NPZ must be in the log, with equal numbers and in order; stamps must not go back. Then the same
-log is cut in the middle: what is whole must still be read, and be the beginning of the same messages.
+log is cut in the middle: what is whole must still be read, and be the beginning of the same messages. Where `rerun` is
+there (pip install rerun-sdk), its own check reads the log, too.
 """
 
 import io
 import json
+import os
+import shutil
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -59,6 +63,14 @@ def main(log_path, npz_path):
         assert np.array_equal(np.float32(act), npz["actions"][i]), i
         assert np.float32(reward) == npz["rewards"][i] and terminated == bool(npz["terminals"][i]), i
     print(f"{len(npz['rewards'])} steps of the NPZ are in the log with equal numbers, {len(steps)} steps in the log")
+
+    beside = os.path.join(os.path.dirname(sys.executable), "rerun")
+    rerun = beside if os.path.exists(beside) else shutil.which("rerun")
+    if rerun:
+        subprocess.run([rerun, "mcap", "check", log_path], check=True)
+        print("rerun mcap check: no complaints")
+    else:
+        print("skipped: rerun mcap check: rerun is not installed")
 
     part, error = messages(io.BytesIO(data[: len(data) // 2]), NonSeekingReader)
     assert error is not None and 0 < len(part) < len(found) and part == found[: len(part)]

@@ -40,7 +40,7 @@ fn as_json(data: &Dataset, store: Option<&Store>) -> Value {
             "reward": Histogram::of(&numbers(&data.rewards)).as_json(),
             "action": Histogram::of(&numbers(&data.actions)).as_json(),
         },
-        "returns": returns, "buffer": buffer,
+        "returns": returns, "values_sha256": data.hash(), "stamps": !data.capture_us.is_empty(), "buffer": buffer,
     })
 }
 
@@ -53,6 +53,7 @@ fn as_text(data: &Dataset, store: Option<&Store>) {
         let (low, high) = (extreme(f64::min, f64::INFINITY), extreme(f64::max, f64::NEG_INFINITY));
         say!("  return mean {:.1}, min {low:.1}, max {high:.1}", mean(&returns));
     }
+    say!("  values {}, {} stamps", data.hash(), if data.capture_us.is_empty() { "without" } else { "with" });
     ranges("observation", &data.observations, data.observation_dim);
     ranges("action", &data.actions, data.action_dim);
     Histogram::of(&returns).say("return of an episode");

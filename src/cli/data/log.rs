@@ -4,21 +4,15 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use fieldtune::config;
-use fieldtune::policy::manifest::Manifest;
-use fieldtune::replay::{Store, open_damaged};
+use anyhow::Context;
+use fieldtune::episode::Dataset;
+use fieldtune::replay::Store;
 use fieldtune::spaces::{Spaces, StepRecord};
 use fieldtune::telemetry::StepLog;
 
-/// Every readable record of a buffer, oldest first.
-pub(super) fn export(source: &Path, out: &Path, names: Option<&Path>) -> anyhow::Result<bool> {
-    let missing = "has no time stamps: an MCAP log is made from a run or replay folder";
-    ensure!(!source.is_file(), "{} {missing}", source.display());
-    let store = open_damaged(&super::folder(source))?;
-    let spaces = spaces(&store, names.unwrap_or(source), names.is_some())?;
-    let file = File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-    let mut log = StepLog::new(BufWriter::new(file), spaces)?;
+/// Every readable record of a buffer, oldest first, with its own stamps and flags.
+pub(super) fn export_store(store: &Store, out: &Path, spaces: Spaces) -> anyhow::Result<bool> {
+    let mut log = begin(out, spaces, false)?;
     let mut record = StepRecord::default();
     let mut bad = 0;
     if !store.is_empty() {
@@ -36,27 +30,27 @@ pub(super) fn export(source: &Path, out: &Path, names: Option<&Path>) -> anyhow:
     Ok(bad == 0)
 }
 
-/// Names of the entries: those of the bundle where it fits the buffer, else numbers.
-fn spaces(store: &Store, source: &Path, asked: bool) -> anyhow::Result<Spaces> {
-    let layout = store.layout();
-    let inner = source.join("bundle");
-    let manifest = if inner.is_dir() { &inner } else { source }.join("manifest.toml");
-    let found = match std::fs::read_to_string(&manifest) {
-        Ok(text) => {
-            Some(Manifest::from_text(&text).with_context(|| manifest.display().to_string())?.description.spaces)
+/// All episodes of a data set.
+pub(super) fn export_data(data: &Dataset, nominal_hz: Option<f64>, out: &Path, spaces: Spaces) -> anyhow::Result<bool> {
+    let stamps = data.stamps(nominal_hz, out)?;
+    let mut log = begin(out, spaces, nominal_hz.is_some())?;
+    for (episode, steps) in data.episodes().enumerate() {
+        for mut record in data.to_records(episode) {
+            let stamp = stamps[(steps.start + record.step as usize).min(steps.end - 1)];
+            (record.capture_us, record.use_us) = (stamp, stamp);
+            log.step(&record)?;
         }
-        Err(error) if asked => return Err(error).with_context(|| format!("cannot read {}", manifest.display())),
-        // A recording without a bundle knows them from its configuration.
-        Err(_) => config::load(&source.join("config.toml"), &[]).ok().map(|config| config.robot.spaces),
-    };
-    if let Some(spaces) = found.filter(|s| s.schema_hash() == layout.schema_hash) {
-        return Ok(spaces);
     }
-    ensure!(!asked, "{} names another robot than the buffer's", manifest.display());
-    say!("names are not known, entries are numbered; --names BUNDLE gives them");
-    let numbered = |kind: &str, n: usize| (0..n).map(|i| format!("{kind}_{i}")).collect();
-    Ok(Spaces {
-        observation: numbered("observation", layout.observation_dim),
-        action: numbered("action", layout.action_dim),
-    })
+    say!("{} records written to {}", log.finish()?, out.display());
+    if data.final_observations.is_empty() {
+        say!(
+            "its last observations are not known: the last step of an episode that was cut has no action and no reward"
+        );
+    }
+    Ok(true)
+}
+
+fn begin(out: &Path, spaces: Spaces, nominal: bool) -> anyhow::Result<StepLog<BufWriter<File>>> {
+    let file = File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(StepLog::new(BufWriter::new(file), spaces, nominal)?)
 }

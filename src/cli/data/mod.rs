@@ -1,5 +1,6 @@
 //! `fieldtune data`.
 
+mod convert;
 mod inspect;
 mod log;
 mod sample;
@@ -7,36 +8,20 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
-use fieldtune::episode::{Dataset, read_npz, write_npz};
-use fieldtune::replay::{Store, export, open_damaged};
+use fieldtune::episode::{Choices, Dataset};
+use fieldtune::replay::{Store, open_damaged};
 use fieldtune::spaces::StepRecord;
-
-use super::ConfigArgs;
 
 /// Work with data sets and replay buffers.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Import an .npz data set as the offline buffer of a configuration.
-    Import {
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// The data set: observations, actions, rewards, terminals, timeouts and their kin.
-        file: PathBuf,
-    },
-    /// Write a replay buffer or data set as .npz, or the steps of a replay buffer as an MCAP log.
-    Export {
-        /// A run folder, a replay folder or an .npz file.
-        source: PathBuf,
-        /// File to write; .mcap makes a log for Foxglove, PlotJuggler or Rerun.
-        #[arg(long)]
-        out: PathBuf,
-        /// Bundle or run folder whose names the entries get in an MCAP log; the source itself where it is a run.
-        #[arg(long, value_name = "BUNDLE")]
-        names: Option<PathBuf>,
-    },
+    /// Read a data set of others (D4RL, Minari, robomimic, LeRobot, NPZ) into a data set or offline buffer of fieldtune.
+    Import(convert::Import),
+    /// Write a replay buffer or data set as .npz, MCAP log or LeRobot set.
+    Export(convert::Export),
     /// Say what is in a data set or replay buffer: episodes, returns, ranges, histograms.
     Inspect {
-        /// A run folder, a replay folder or an .npz file.
+        /// A run folder, a replay folder or a data set.
         source: PathBuf,
         /// Print JSON.
         #[arg(long)]
@@ -67,23 +52,8 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
-        Command::Import { config, file } => {
-            let mut config = config.load()?;
-            config.replay.offline.clone_from(file);
-            let store = fieldtune::runtime::open_offline(&config)?;
-            let transitions = store.map_or(0, |s| s.transitions());
-            say!("{transitions} transitions imported; use it with --set replay.offline={}", file.display());
-            Ok(true)
-        }
-        Command::Export { source, out, names } if out.extension().is_some_and(|e| e == "mcap") => {
-            log::export(source, out, names.as_deref())
-        }
-        Command::Export { source, out, .. } => {
-            let (data, _) = read(source)?;
-            write_npz(out, &data)?;
-            say!("{} steps of {} episodes written to {}", data.steps(), data.episode_ends.len(), out.display());
-            Ok(true)
-        }
+        Command::Import(args) => convert::import(args),
+        Command::Export(args) => convert::export(args),
         Command::Inspect { source, json } => inspect::run(source, *json),
         Command::Verify { source, json } => verify::verify(source, *json),
         Command::Repair { source, out, json } => verify::repair(source, out, *json),
@@ -116,11 +86,8 @@ fn folder(source: &Path) -> PathBuf {
     if inner.is_dir() { inner } else { source.to_owned() }
 }
 
-/// A buffer behind a path, or the data set in a file, with a description of the buffer.
+/// A buffer behind a path, or the data set in a file, with the buffer.
 pub(super) fn read(source: &Path) -> anyhow::Result<(Dataset, Option<Store>)> {
-    if source.is_file() {
-        return Ok((read_npz(source)?, None));
-    }
-    let store = open_damaged(&folder(source))?;
-    Ok((export(&store)?, Some(store)))
+    let loaded = convert::load(source, &Choices::default())?;
+    Ok((loaded.data, loaded.store))
 }
