@@ -24,6 +24,7 @@
 //! | 1 | [`telemetry`] | counters, metric records, the report |
 //! | 1 | [`episode`] | data sets |
 //! | 1 | [`nn`] | stacked networks, tanh-Gaussian, Adam; no RL words |
+//! | 0 | [`kernels`] | fused operations of the learner on a GPU |
 //! | 0 | [`clock`] | the only reader of the time |
 //! | 0 | [`spaces`] | observation and action names, step records, minibatches |
 //!
@@ -49,6 +50,7 @@ pub mod config;
 pub mod control;
 pub mod episode;
 pub mod golden;
+pub mod kernels;
 pub mod learner;
 pub mod nn;
 pub mod policy;

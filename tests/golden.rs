@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use fieldtune::golden::{check_file, check_folder};
+use fieldtune::kernels::{Order, on_host};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fn shared(name: &str) -> Option<PathBuf> {
@@ -21,9 +22,15 @@ fn every_golden_file_agrees() {
         eprintln!("skipped: no golden folder in $FIELDTUNE_SHARED or ../shared");
         return;
     };
-    let reports = check_folder(&folder, &Device::Cpu).unwrap();
-    let wrong: Vec<_> = reports.iter().filter(|report| !report.passed()).collect();
-    assert!(wrong.is_empty(), "{} golden files disagree: {wrong:#?}", wrong.len());
+    let agree = || {
+        let reports = check_folder(&folder, &Device::Cpu).unwrap();
+        let wrong: Vec<_> = reports.iter().filter(|report| !report.passed()).collect();
+        assert!(wrong.is_empty(), "{} golden files disagree: {wrong:#?}", wrong.len());
+    };
+    agree();
+    if on_host(Order::Ascending, agree).is_none() {
+        eprintln!("skipped: golden files through the GPU's kernels (--features host-kernels)");
+    }
 }
 
 /// A file of one tensor type after the other: inputs in f32, expected results in f64.

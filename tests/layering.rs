@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Layer of every top-level module. Modules of one layer never import each other.
 const LAYERS: &[(&str, u8)] = &[
     ("clock", 0),
+    ("kernels", 0),
     ("spaces", 0),
     ("config", 1),
     ("telemetry", 1),

@@ -30,7 +30,7 @@ pub(super) struct GoldenArgs {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
     let Command::Golden(args) = command;
-    let device = if args.cuda { Device::new_cuda(0)? } else { Device::Cpu };
+    let device = if args.cuda { fieldtune::kernels::open()? } else { Device::Cpu };
     let reports = golden::check_folder(&args.dir, &device)?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&reports)?);

@@ -6,7 +6,7 @@ use super::case::Case;
 use super::policies::{PolicyOf, actor_operator, draw, policy_of};
 use super::{GoldenError, Result};
 use crate::nn::Stack;
-use crate::nn::tanh_gaussian::{Sample, moments, sample};
+use crate::nn::tanh_gaussian::{self, Sample};
 use crate::rl::critic::{self, EntropyTerm, SampledBackup, TargetOperator};
 use crate::rl::{actor, cql, entropy, state_action};
 
@@ -33,19 +33,17 @@ pub(super) fn sac_update(case: &mut Case) -> Result<()> {
     let log_alpha = case.variable("log_alpha")?;
     let alpha = log_alpha.as_detached_tensor().exp()?;
     let act = |out: &Tensor, noise: &str| -> Result<Sample> {
-        let (mean, std) = moments(out, case.bounds()?)?;
-        Ok(sample(&mean, &std, &case.input(noise)?)?)
+        Ok(tanh_gaussian::draw(out, &case.input(noise)?, case.bounds()?)?)
     };
     let next = act(&actor.forward_detached(&s2)?, "next_noise")?;
     let now = act(&actor.forward(&s)?, "noise")?;
 
     let x2 = state_action(&s2, &next.action)?;
     let (t1, t2) = (target1.forward_detached(&x2)?.squeeze(2)?, target2.forward_detached(&x2)?.squeeze(2)?);
-    let value = critic::next_value(&t1, &t2, &target_operator(case)?)?;
-    let temperature = backup_temperature(case)?;
+    let (operator, temperature) = (target_operator(case)?, backup_temperature(case)?);
     let term = temperature.as_ref().map(|temperature| EntropyTerm { temperature, next_log_prob: &next.log_prob });
-    let (reward, terminated) = (case.input("reward")?, case.input("terminated")?);
-    let target = critic::td_target(&reward, &terminated, &value, term, case.number("gamma")?)?;
+    let (reward, terminated, discount) = (case.input("reward")?, case.input("terminated")?, case.number("gamma")?);
+    let target = critic::bootstrapped_target((&t1, &t2), &operator, &reward, &terminated, term, discount)?;
 
     let x = state_action(&s, &a)?;
     let (q1, q2) = (critic1.forward(&x)?.squeeze(2)?, critic2.forward(&x)?.squeeze(2)?);

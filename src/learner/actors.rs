@@ -7,7 +7,7 @@ use super::batch::{Batch, Dims};
 use super::networks::{Anchor, Networks};
 use super::streams::{Streams, normal};
 use crate::config::{ActorLoss, LearnerConfig, TemperatureForm, TemperatureStates};
-use crate::nn::tanh_gaussian;
+use crate::nn::{LogStdBounds, tanh_gaussian};
 use crate::rl::{actor, entropy, state_action};
 
 /// Data actions are clipped to this magnitude before `atanh` (published code).
@@ -41,9 +41,11 @@ pub(super) fn pass(
     let noise = Tensor::from_vec(normal(&mut streams.noise, shape.0 * shape.1), shape, device)?;
     let temperature = networks.temperature()?;
     let output = networks.actor.forward(&batch.observation)?;
-    let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
-    let sample = tanh_gaussian::sample(&mean, &std, &noise)?;
-    let data_log_prob = || tanh_gaussian::log_prob_of(&mean, &std, &batch.action, ACTION_CLIP);
+    let sample = tanh_gaussian::draw(&output, &noise, config.log_std)?;
+    let data_log_prob = || {
+        let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
+        tanh_gaussian::log_prob_of(&mean, &std, &batch.action, ACTION_CLIP)
+    };
     let value = |rows: &Tensor| {
         let q1 = networks.critic1.forward_frozen(rows)?.squeeze(2)?;
         let q2 = networks.critic2.forward_frozen(rows)?.squeeze(2)?;
@@ -74,9 +76,8 @@ pub(super) fn pass(
         TemperatureStates::Current => sample.log_prob.detach(),
         TemperatureStates::Next => {
             let output = networks.actor.forward_detached(&batch.next_observation)?;
-            let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
             let noise = Tensor::from_vec(normal(&mut streams.temperature_noise, shape.0 * shape.1), shape, device)?;
-            tanh_gaussian::sample(&mean, &std, &noise)?.log_prob
+            tanh_gaussian::draw(&output, &noise, config.log_std)?.log_prob
         }
     };
     let (parameter, wanted) = (networks.temperature_parameter.as_tensor(), config.target_entropy * dims.action as f64);
@@ -88,7 +89,7 @@ pub(super) fn pass(
         actor_gradients: actor_loss.backward()?,
         temperature_gradients: temperature_loss.backward()?,
         entropy: sample.log_prob.detach().mean_all()?.neg()?,
-        disagreement_share: disagreement_share(&output.detach(), &mean.detach(), &std.detach())?,
+        disagreement_share: disagreement_share(&output.detach(), config.log_std)?,
         saturation: sample.action.detach().abs()?.gt(SATURATED)?.to_dtype(DType::F32)?.mean_all()?,
         temperature,
         actor_loss,
@@ -111,8 +112,9 @@ impl Anchor {
 }
 
 /// Mean over batch and action entries of `mean_i (m_i - m)^2 / sigma^2`.
-fn disagreement_share(output: &Tensor, mean: &Tensor, std: &Tensor) -> Result<Tensor> {
+fn disagreement_share(output: &Tensor, bounds: LogStdBounds) -> Result<Tensor> {
+    let (mean, std) = tanh_gaussian::moments(output, bounds)?;
     let means = output.narrow(2, 0, mean.dim(1)?)?;
-    let spread = means.broadcast_sub(mean)?.sqr()?.mean(0)?;
+    let spread = means.broadcast_sub(&mean)?.sqr()?.mean(0)?;
     (spread / std.sqr()?)?.mean_all()
 }

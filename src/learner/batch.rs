@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::kernels::Staging;
 use crate::rl;
 use crate::spaces::{Minibatch, Spaces};
 
@@ -40,17 +41,29 @@ pub(super) struct Batch {
 
 impl Batch {
     /// `lower_bound`: as in the field.
-    pub(super) fn upload(host: &Minibatch, lower_bound: Option<Vec<f32>>, dims: Dims, device: &Device) -> Result<Self> {
+    pub(super) fn upload(
+        host: &Minibatch,
+        lower_bound: Option<Vec<f32>>,
+        dims: Dims,
+        staging: &mut Staging,
+        device: &Device,
+    ) -> Result<Self> {
         let rows = host.rows;
-        let observation = Tensor::from_slice(&host.observation, (rows, dims.observation), device)?;
-        let action = Tensor::from_slice(&host.action, (rows, dims.action), device)?;
+        let columns = [
+            (&host.observation[..], &[rows, dims.observation][..]),
+            (&host.action, &[rows, dims.action]),
+            (&host.reward, &[rows]),
+            (&host.terminated, &[rows]),
+            (&host.next_observation, &[rows, dims.observation]),
+        ];
+        let [observation, action, reward, terminated, next_observation] = staging.upload(columns, device)?;
         Ok(Self {
             state_action: rl::state_action(&observation, &action)?,
             observation,
             action,
-            reward: Tensor::from_slice(&host.reward, rows, device)?,
-            terminated: Tensor::from_slice(&host.terminated, rows, device)?,
-            next_observation: Tensor::from_slice(&host.next_observation, (rows, dims.observation), device)?,
+            reward,
+            terminated,
+            next_observation,
             lower_bound: lower_bound.map(|bound| Tensor::from_vec(bound, rows, device)).transpose()?,
         })
     }

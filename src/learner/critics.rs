@@ -99,14 +99,15 @@ fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &
         TargetKind::WeightedMinPair => TargetOperator::WeightedMinPair,
         TargetKind::Redq => TargetOperator::Redq { indices: subset(config, 2 * q1.dim(0)?, &mut streams.subset) },
     };
-    let mut value = critic::next_value(&q1, &q2, &operator)?;
-    if let (Some(anchor), true) = (&networks.anchor, config.entropy_backup) {
-        value = value.broadcast_sub(&anchor.cost(config, &batch.next_observation, &pre_tanh, &log_prob)?)?;
-    }
     let temperature = networks.temperature()?;
     let entropy = EntropyTerm { temperature: &temperature, next_log_prob: &log_prob };
     let entropy = config.entropy_backup.then_some(entropy);
-    critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount)
+    if let (Some(anchor), true) = (&networks.anchor, config.entropy_backup) {
+        let cost = anchor.cost(config, &batch.next_observation, &pre_tanh, &log_prob)?;
+        let value = critic::next_value(&q1, &q2, &operator)?.broadcast_sub(&cost)?;
+        return critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount);
+    }
+    critic::bootstrapped_target((&q1, &q2), &operator, &batch.reward, &batch.terminated, entropy, config.discount)
 }
 
 /// Places in the pool of target critics that REDQ takes this time.
@@ -126,10 +127,10 @@ fn policy(
     rng: &mut ChaCha8Rng,
     count: usize,
 ) -> Result<Sample> {
-    let (mean, std) = tanh_gaussian::moments(&networks.actor.forward_detached(observation)?, config.log_std)?;
-    let shape = (count, mean.dim(0)?, mean.dim(1)?);
-    let noise = Tensor::from_vec(normal(rng, shape.0 * shape.1 * shape.2), shape, mean.device())?;
-    tanh_gaussian::sample(&mean.unsqueeze(0)?, &std.unsqueeze(0)?, &noise)
+    let output = networks.actor.forward_detached(observation)?;
+    let shape = (count, output.dim(1)?, output.dim(2)? / 2);
+    let noise = Tensor::from_vec(normal(rng, shape.0 * shape.1 * shape.2), shape, output.device())?;
+    tanh_gaussian::draw(&output, &noise, config.log_std)
 }
 
 /// Actions of the penalty, the same for all members, all to be judged at `s`; and the rows that judge them.

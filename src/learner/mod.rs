@@ -39,6 +39,7 @@ pub use schedule::Schedule;
 pub use streams::stream;
 pub use update::Learner;
 
+use crate::kernels::NoDevice;
 use crate::replay::ReplayError;
 
 /// Why the learner cannot go on.
@@ -70,13 +71,8 @@ pub enum LearnerError {
         reason: String,
     },
     /// The configured device is not there.
-    #[error(
-        "learner.device: {source}; set it to \"cpu\" or build with the `cuda` feature on a machine with an NVIDIA GPU"
-    )]
-    Device {
-        /// The tensor library's answer.
-        source: candle_core::Error,
-    },
+    #[error("learner.device: {0}; \"cpu\" needs no GPU")]
+    Device(NoDevice),
     /// A loss diverged. The networks are those from before the update.
     #[error(
         "update {update}: {quantity} is {value}: the learner stopped before the step; lower the learning rates or look for broken rewards and observations in the replay"

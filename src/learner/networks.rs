@@ -7,6 +7,7 @@ use super::LearnerError;
 use super::actors::ActorPass;
 use super::batch::Dims;
 use crate::config::{DeviceKind, LearnerConfig, TemperatureForm};
+use crate::kernels;
 use crate::nn::{Adam, AdamSettings, AdamState, EnsembleWeights, Stack, StackWeights, pointwise, polyak};
 
 /// Everything that learns or follows, but the density network.
@@ -202,7 +203,7 @@ pub(super) fn temperature_parameter(weights: &EnsembleWeights, config: &LearnerC
 pub(super) fn device(kind: DeviceKind) -> Result<Device, LearnerError> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
-        DeviceKind::Cuda => Device::new_cuda(0).map_err(|source| LearnerError::Device { source }),
+        DeviceKind::Cuda => kernels::open().map_err(LearnerError::Device),
     }
 }
 

@@ -22,6 +22,7 @@ use super::start;
 use super::streams::Streams;
 use super::sweep::Sweeps;
 use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind, Start};
+use crate::kernels::Staging;
 use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
 use crate::replay::Replay;
 use crate::spaces::{Minibatch, Source};
@@ -40,6 +41,7 @@ pub struct Learner {
     pub(super) updates: u64,
     /// One for every critic step.
     minibatches: Vec<Minibatch>,
+    staging: Staging,
     /// What the critics' penalty needs of the replay, for Cal-QL.
     returns: Option<Returns>,
     /// With the trajectory sampler.
@@ -126,6 +128,7 @@ impl Learner {
             streams: Streams::new(seed),
             updates: 0,
             minibatches: vec![Minibatch::default(); config.critic_steps.max(1)],
+            staging: Staging::default(),
             returns: (config.critic_loss == CriticLoss::CalQl).then(|| Returns::new(config.discount)),
             sweeps: (replay.sampler == SamplerKind::Trajectory).then(|| replay.into()),
             timings: Timings::default(),
@@ -228,7 +231,7 @@ impl Learner {
         let ages = ages(&self.minibatches, &locked);
         drop(locked);
         let upload = |(minibatch, bound): (&Minibatch, Option<Vec<f32>>)| {
-            Batch::upload(minibatch, bound, self.dims, &self.device)
+            Batch::upload(minibatch, bound, self.dims, &mut self.staging, &self.device)
         };
         let batches: TensorResult<Vec<Batch>> = self.minibatches.iter().zip(bounds).map(upload).collect();
         let batches = batches.map_err(LearnerError::tensor("upload a minibatch"))?;

@@ -6,8 +6,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, Var, bail};
 
 use super::Stack;
-use super::kernels::{self, AdamStep};
+use super::kernels;
 use super::stack_op::{cpu, slice};
+use crate::kernels::{AdamStep, adam_polyak, polyak as follow, take};
 
 /// Settings of [`Adam`]. There is no weight decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,10 +93,10 @@ impl Adam {
         self.step += 1;
         let corrections = self.corrections();
         for (slot, gradient) in self.slots.iter().zip(found) {
-            if slot.var.device().is_cpu() {
-                slot.step_fused(gradient, corrections)?;
+            if take(&slot.var) {
+                adam_polyak(&slot.var, &slot.m, &slot.v, gradient, None, corrections)?;
             } else {
-                slot.step_algebra(gradient, self.settings, corrections)?;
+                slot.step(gradient, corrections)?;
             }
         }
         Ok(())
@@ -148,7 +149,7 @@ impl Adam {
 }
 
 impl Slot {
-    fn step_fused(&self, gradient: &Tensor, step: AdamStep) -> Result<()> {
+    fn step(&self, gradient: &Tensor, step: AdamStep) -> Result<()> {
         let (guard, layout) = gradient.storage_and_layout();
         let g = slice::<f32>(cpu(&guard)?, layout)?;
         edit(&self.m, |m| {
@@ -161,6 +162,8 @@ impl Slot {
         })
     }
 
+    /// The same in candle's own operations.
+    #[cfg(test)]
     fn step_algebra(&self, g: &Tensor, settings: AdamSettings, step: AdamStep) -> Result<()> {
         let AdamSettings { beta1, beta2, .. } = settings;
         self.m.set(&((self.m.as_detached_tensor() * beta1)? + (g * (1.0 - beta1))?)?)?;
@@ -190,8 +193,8 @@ pub fn polyak(target: &Stack, online: &Stack, tau: f64) -> Result<()> {
         if target.dims() != online.dims() {
             bail!("target network has shape {:?}, online network {:?}", target.dims(), online.dims());
         }
-        if !target.device().is_cpu() {
-            target.set(&((target.as_detached_tensor() * (1.0 - tau))? + (online.as_detached_tensor() * tau)?)?)?;
+        if take(target) {
+            follow(target, online, tau)?;
             continue;
         }
         let (guard, layout) = online.storage_and_layout();

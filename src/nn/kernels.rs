@@ -8,6 +8,8 @@
 
 use candle_core::WithDType;
 
+use crate::kernels::AdamStep;
+
 /// `f32` or `f64`: the learner computes in the first, tests of formulas in the second.
 pub(super) trait Real: WithDType {}
 impl Real for f32 {}
@@ -186,25 +188,6 @@ kernels! {
             *t = *t * keep + *o * take;
         }
     }
-}
-
-/// One step of Adam with its bias corrections as scalars, so that the loop is one pass.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct AdamStep {
-    /// Decay of the first moment.
-    pub(super) beta1: f32,
-    /// `1 - beta1`, rounded from double precision.
-    pub(super) take1: f32,
-    /// Decay of the second moment.
-    pub(super) beta2: f32,
-    /// `1 - beta2`.
-    pub(super) take2: f32,
-    /// `lr / (1 - beta1^t)`.
-    pub(super) rate: f32,
-    /// `1 / sqrt(1 - beta2^t)`.
-    pub(super) root_scale: f32,
-    /// Added outside the root.
-    pub(super) eps: f32,
 }
 
 /// `m`, `v` and the parameters after one step along `gradient`.

@@ -17,6 +17,7 @@ mod one_thread;
 pub mod pointwise;
 mod stack;
 mod stack_op;
+mod stack_queue;
 pub mod tanh_gaussian;
 pub mod weights;
 #[cfg(test)]

@@ -11,7 +11,9 @@ use super::kernels::LAYER_NORM_EPS;
 use super::member::{Layer, Plan};
 use super::pointwise;
 use super::stack_op::{Buffers, StackOp};
+use super::stack_queue;
 use super::weights::{LayerWeights, StackWeights};
+use crate::kernels;
 
 /// `members` networks Dense -> \[LayerNorm\] -> ReLU -> ... -> Dense that share a shape but no parameter.
 ///
@@ -189,6 +191,10 @@ impl Stack {
     }
 
     fn apply(&self, x: &Tensor, parameters: &Tensor, wants_parameters: bool, wants_input: bool) -> Result<Tensor> {
+        if kernels::take(x) && kernels::take(parameters) {
+            let x = if wants_input { x.clone() } else { x.detach() };
+            return stack_queue::forward(&self.plan, self.members, &x, parameters);
+        }
         if !x.device().is_cpu() {
             return self.algebra(x, parameters);
         }

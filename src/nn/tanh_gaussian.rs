@@ -10,6 +10,7 @@ use candle_core::{D, Result, Tensor, bail};
 
 use super::pointwise;
 use super::weights::LogStdBounds;
+use crate::kernels;
 
 /// Bounds of the logarithm of an ensemble's standard deviation (Off2OnRL code).
 const ENSEMBLE_LOG_STD: (f64, f64) = (-20.0, 2.0);
@@ -66,6 +67,19 @@ pub fn sample(mean: &Tensor, std: &Tensor, noise: &Tensor) -> Result<Sample> {
     let pre_tanh = noise.broadcast_mul(std)?.broadcast_add(mean)?;
     let log_prob = log_prob(&pre_tanh, std, noise)?;
     Ok(Sample { action: pre_tanh.tanh()?, pre_tanh, log_prob })
+}
+
+/// [`sample`] of the [`moments`] of `actor_out`, `(members, batch, 2 action)`, differentiable in it: one kernel on a GPU.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn draw(actor_out: &Tensor, noise: &Tensor, bounds: LogStdBounds) -> Result<Sample> {
+    if kernels::take(actor_out) {
+        let [action, pre_tanh, log_prob] = kernels::policy_sample(actor_out, noise, (bounds.min, bounds.max))?;
+        return Ok(Sample { pre_tanh, action, log_prob });
+    }
+    let (mean, std) = moments(actor_out, bounds)?;
+    sample(&mean, &std, noise)
 }
 
 /// `log pi(tanh(z))` of a given `z`, differentiable in `z` and the moments.

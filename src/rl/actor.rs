@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::critic::mean_of_pair_minima;
 pub use crate::config::ActorOperator;
+use crate::kernels::{self, ValueRule};
 use crate::nn::pointwise;
 
 /// Value of each action, `(batch)`, from critics `(members, batch)`; a tie sends its gradient to the first.
@@ -11,6 +12,15 @@ use crate::nn::pointwise;
 /// # Errors
 /// When shapes differ.
 pub fn value(q1: &Tensor, q2: &Tensor, operator: ActorOperator) -> Result<Tensor> {
+    let rule = match operator {
+        ActorOperator::MeanOfTwinMin => Some(ValueRule::MeanOfTwinMin),
+        ActorOperator::Min => Some(ValueRule::Min),
+        ActorOperator::Mean => Some(ValueRule::Mean),
+        ActorOperator::WeightedMinPair => None,
+    };
+    if let Some(rule) = rule.filter(|_| kernels::take(q1)) {
+        return kernels::actor_value(q1, q2, rule);
+    }
     match operator {
         ActorOperator::MeanOfTwinMin => pointwise::minimum(q1, q2)?.mean(0),
         ActorOperator::Min => pointwise::min_over_first(&Tensor::cat(&[q1, q2], 0)?),

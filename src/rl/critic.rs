@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::kernels::{self, Backup, Entropy};
 use crate::nn::pointwise;
 
 /// Which target critics bootstrap member `i`.
@@ -107,6 +108,32 @@ pub fn td_target(
     Ok(soft.broadcast_mul(&bootstrap)?.broadcast_add(reward)?.detach())
 }
 
+/// [`td_target`] of [`next_value`]: one kernel on a GPU.
+///
+/// # Errors
+/// When shapes differ or an index is outside the pool.
+pub fn bootstrapped_target(
+    (q1, q2): (&Tensor, &Tensor),
+    operator: &TargetOperator,
+    reward: &Tensor,
+    terminated: &Tensor,
+    entropy: Option<EntropyTerm<'_>>,
+    discount: f64,
+) -> Result<Tensor> {
+    let backup = match operator {
+        TargetOperator::OwnTwinMin => Some(Backup::OwnTwinMin),
+        TargetOperator::MeanOfTwinMin => Some(Backup::MeanOfTwinMin),
+        TargetOperator::EnsembleMin => Some(Backup::EnsembleMin),
+        TargetOperator::Redq { indices } => Some(Backup::Subset(indices)),
+        TargetOperator::WeightedMinPair => None,
+    };
+    if let Some(backup) = backup.filter(|_| kernels::take(q1)) {
+        let entropy = entropy.map(|e| Entropy { temperature: e.temperature, log_prob: e.next_log_prob });
+        return kernels::td_target(q1, q2, backup, reward, terminated, entropy, discount);
+    }
+    td_target(reward, terminated, &next_value(q1, q2, operator)?, entropy, discount)
+}
+
 /// `sum_i mean_b (Q1_i - y_i)^2 + sum_i mean_b (Q2_i - y_i)^2`: each twin regresses to its member's target.
 ///
 /// `q1`, `q2`, `target`: `(members, batch)`. The mean over all critics, as WSRL writes it, is this divided by `2 N`.
@@ -114,6 +141,9 @@ pub fn td_target(
 /// # Errors
 /// When shapes differ.
 pub fn loss(q1: &Tensor, q2: &Tensor, target: &Tensor) -> Result<Tensor> {
+    if kernels::take(q1) {
+        return kernels::twin_loss(q1, q2, target);
+    }
     bellman_errors(q1, target)?.sum_all()? + bellman_errors(q2, target)?.sum_all()?
 }
 

@@ -3,10 +3,14 @@
 use candle_core::{Result, Tensor, bail};
 
 pub use crate::config::OutputActivation;
+use crate::kernels::{self, Activation};
 use crate::nn::pointwise;
 
 /// Guard inside the logarithms and under the normaliser (Off2OnRL code).
 pub const GUARD: f64 = 1e-10;
+
+/// What helps against ratios that are not numbers.
+const ADVICE: &str = "lower the density learning rate";
 
 /// Output `u` for which the ratio is one.
 pub fn output_of_one(activation: OutputActivation) -> f32 {
@@ -22,6 +26,14 @@ pub fn output_of_one(activation: OutputActivation) -> f32 {
 /// # Errors
 /// When candle cannot run the operation.
 pub fn ratio(net_out: &Tensor, activation: OutputActivation) -> Result<Tensor> {
+    if kernels::take(net_out) {
+        let kind = match activation {
+            OutputActivation::Relu => Activation::Relu,
+            OutputActivation::Softplus => Activation::Softplus,
+            OutputActivation::Exp => Activation::Exp,
+        };
+        return kernels::ratio(net_out, kind);
+    }
     match activation {
         OutputActivation::Relu => pointwise::relu(net_out),
         OutputActivation::Softplus => pointwise::softplus(net_out),
@@ -37,6 +49,9 @@ pub fn ratio(net_out: &Tensor, activation: OutputActivation) -> Result<Tensor> {
 /// # Errors
 /// When shapes differ.
 pub fn loss(online: &Tensor, offline: &Tensor) -> Result<Tensor> {
+    if kernels::take(online) {
+        return kernels::density_loss(online, offline);
+    }
     let from_offline = (((offline + 1.0)?.recip()? * 2.0)? + GUARD)?.log()?;
     let from_online = (((online / (online + 1.0)?)? * 2.0)? + GUARD)?.log()?;
     (from_offline + from_online)?.mean_all()?.neg()
@@ -71,6 +86,14 @@ pub fn priorities(
     min: f32,
     max: f32,
 ) -> Result<Vec<f32>> {
+    if kernels::take(minibatch) {
+        let (w, offline) = (minibatch.flatten_all()?, offline.flatten_all()?);
+        let priorities = kernels::priorities(&w, &offline, priority_temperature, min, max)?.to_vec1::<f32>()?;
+        return match priorities.iter().position(|p| p.is_nan()) {
+            Some(row) => bail!("density ratio of row {row} or of an offline row is not finite: {ADVICE}"),
+            None => Ok(priorities),
+        };
+    }
     let normaliser = normaliser(offline, priority_temperature)?;
     let priority = |w: &f64| ((w.powf(1.0 / priority_temperature) / normaliser) as f32).max(min).min(max);
     Ok(host(minibatch)?.iter().map(priority).collect())
@@ -79,7 +102,7 @@ pub fn priorities(
 fn host(ratios: &Tensor) -> Result<Vec<f64>> {
     let ratios = ratios.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
     match ratios.iter().position(|w| !w.is_finite()) {
-        Some(row) => bail!("density ratio of row {row} is {}: lower the density learning rate", ratios[row]),
+        Some(row) => bail!("density ratio of row {row} is {}: {ADVICE}", ratios[row]),
         None => Ok(ratios),
     }
 }

@@ -167,6 +167,7 @@ mod tests {
 
     use super::*;
     use crate::config::{LearnerConfig, PretrainConfig};
+    use crate::kernels::Staging;
     use crate::learner::Dims;
     use crate::nn::{LayerWeights, Stack, StackWeights, copy_into};
     use crate::spaces::Minibatch;
@@ -206,7 +207,7 @@ mod tests {
             next_observation: vec![0.7],
             ..Minibatch::default()
         };
-        let batch = Batch::upload(&host, None, pretrainer.dims, &Device::Cpu).unwrap();
+        let batch = Batch::upload(&host, None, pretrainer.dims, &mut Staging::default(), &Device::Cpu).unwrap();
         let action = Tensor::new(&[0.5f32, -0.25], &Device::Cpu).unwrap().reshape((1, 2, 1, 1)).unwrap();
         let backup = Backup { log_prob: action.squeeze(3).unwrap(), action };
         // Bests 0.5 and 0.25; the best of the lesser of each would be -0.25.

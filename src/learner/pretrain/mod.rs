@@ -26,6 +26,7 @@ use super::batch::{Batch, Dims};
 use super::networks::device;
 use super::streams::stream;
 use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
+use crate::kernels::Staging;
 use crate::nn::{
     ActorWeights, Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, StackWeights, copy_into, polyak,
 };
@@ -54,6 +55,7 @@ pub struct Pretrainer {
     optimisers: Optimisers,
     streams: Streams,
     minibatch: Minibatch,
+    staging: Staging,
     /// Return of the data from every offline slot on; empty until Cal-QL's first step.
     returns: Vec<f32>,
     updates: u64,
@@ -162,6 +164,7 @@ impl Pretrainer {
                 uniform: stream(seed, "pretrain uniform actions"),
             },
             minibatch: Minibatch::default(),
+            staging: Staging::default(),
             returns: Vec::new(),
             updates: 0,
         })
@@ -175,8 +178,8 @@ impl Pretrainer {
         let rows = self.config.batch_size;
         replay.sample_source(Source::Offline, rows, &mut self.streams.minibatch, &mut self.minibatch)?;
         let tensor = LearnerError::tensor;
-        let batch =
-            Batch::upload(&self.minibatch, None, self.dims, &self.device).map_err(tensor("upload a minibatch"))?;
+        let batch = Batch::upload(&self.minibatch, None, self.dims, &mut self.staging, &self.device)
+            .map_err(tensor("upload a minibatch"))?;
         let bound = self.lower_bound(replay)?;
         if self.actors_given { self.step_critics(&batch) } else { self.step_agents(&batch, bound.as_ref()) }
     }
