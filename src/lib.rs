@@ -42,6 +42,7 @@
 //! | learner | its inbox, the device | yes | yes |
 //! | publisher | files, building a session | yes | yes |
 //! | socket | its clients | yes | yes |
+//! | person (`intervention.listen`) | its datagrams | yes | yes |
 //! | page (`--serve`) | nothing | yes | yes |
 //! | main | events | yes | yes |
 

@@ -64,8 +64,23 @@ impl StepFlags {
     pub const OBSERVATION_ONLY: Self = Self(1 << 4);
     /// From a data set, not from this robot.
     pub const OFFLINE: Self = Self(1 << 5);
-    /// A person chose the action.
+    /// A person chose the action, or had a part in it while control passed over.
     pub const INTERVENTION: Self = Self(1 << 6);
+
+    /// The step ended its episode as a success, by a rule or by somebody's word.
+    pub const SUCCESS: Self = Self(1 << 7);
+    /// And as a failure.
+    pub const FAILURE: Self = Self(1 << 8);
+
+    /// What the step made of its episode, where that was said.
+    pub fn outcome(self) -> Option<Outcome> {
+        [Outcome::Success, Outcome::Failure].into_iter().find(|outcome| self.contains(outcome.flag()))
+    }
+
+    /// Clears the bits of `other`.
+    pub fn remove(&mut self, other: Self) {
+        self.0 &= !other.0;
+    }
 
     /// Whether all bits of `other` are set.
     pub fn contains(self, other: Self) -> bool {
@@ -75,6 +90,26 @@ impl StepFlags {
     /// Sets the bits of `other`.
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;
+    }
+}
+
+/// How an episode ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The task is done.
+    Success,
+    /// It cannot be done any more.
+    Failure,
+}
+
+impl Outcome {
+    /// Its bit in a record.
+    pub fn flag(self) -> StepFlags {
+        match self {
+            Self::Success => StepFlags::SUCCESS,
+            Self::Failure => StepFlags::FAILURE,
+        }
     }
 }
 

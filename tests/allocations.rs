@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use fieldtune::clock::{Clock, Stamp};
 use fieldtune::config::{Exploration, PolicyConfig};
-use fieldtune::control::{ControlLoop, ControlSettings, Limits, Offer, Rules, SwapRequest, policy_slot, step_queue};
+use fieldtune::control::{
+    ControlLoop, ControlSettings, Limits, Offer, Person, Rules, SwapRequest, policy_slot, step_queue,
+};
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
 use fieldtune::policy::prepare;
 use fieldtune::robot::{LinkCounters, Observed, Robot, RobotDescription, RobotError};
@@ -138,13 +140,14 @@ fn ticks_without_allocation(config: &PolicyConfig) {
     let spaces = Spaces { observation: ["a", "b", "c"].map(String::from).to_vec(), action: vec!["u".into()] };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let prepared = |rng: &mut ChaCha8Rng| prepare(&actor(rng), &spaces, config).unwrap().backend;
-    let (slot, handover) = policy_slot(Offer { policy: prepared(&mut rng), generation: 0 });
+    let (slot, mut handover) = policy_slot(Offer { policy: prepared(&mut rng), generation: 0 });
     let (producer, mut consumer) = step_queue();
     let counters = Arc::new(ControlCounters::default());
     let settings = ControlSettings {
         period: Duration::from_millis(5),
         max_steps: 100,
         rules: Rules::default(),
+        person: Person { longest_age: Duration::from_secs(1), blend_steps: 3, ..Person::default() },
         exploration: Exploration::Stochastic,
         limits: Limits { magnitude: 0.8, slew: 0.5 },
         stale_steps: 1,
@@ -153,6 +156,7 @@ fn ticks_without_allocation(config: &PolicyConfig) {
         first_episode: 0,
         start_seed: 7,
     };
+    let person = Arc::clone(&settings.person.slot);
     let robot =
         Integrator { description: DESCRIPTION, state: [0.1; 3], action: f32::NAN, tick: 0, episode: 0, calls: 0 };
     let clock = Clock::lockstep();
@@ -176,6 +180,11 @@ fn ticks_without_allocation(config: &PolicyConfig) {
         } else if tick % 50 == 25 {
             assert!(handover.send(SwapRequest::RollBack, Duration::ZERO).is_ok());
         }
+        match tick % 40 {
+            0..20 => person.command(&[0.5], clock.now().0).unwrap(),
+            20 => person.release(clock.now().0).unwrap(),
+            _ => {}
+        }
         WATCHED.set(true);
         let ticked = control.tick();
         WATCHED.set(false);
@@ -190,6 +199,7 @@ fn ticks_without_allocation(config: &PolicyConfig) {
     assert_eq!(counters.rollbacks.load(Relaxed), 100);
     assert!(counters.episodes.load(Relaxed) > 20, "episodes end and begin inside the watched ticks");
     assert!(counters.stale.load(Relaxed) > 50 && counters.missed_states.load(Relaxed) > 20);
+    assert!(counters.person_steps.load(Relaxed) > 2000, "a person takes over and lets go");
     assert!(records > 4000);
 }
 

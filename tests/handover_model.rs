@@ -1,20 +1,30 @@
 //! Promise: whatever the order of events, the control loop runs a whole policy with its own generation, drops none,
-//! and no policy is lost on the way back.
+//! and no policy is lost on the way back. What it reads of a person's command is one whole command, the newest or the
+//! one before.
 //!
 //! The code under test is `src/control/swap.rs` itself, compiled a second time with loom's primitives in place of
-//! crossbeam's channel. What is taken as given is that crossbeam's channel behaves as the one below: a bounded queue
-//! whose operations happen one after the other.
+//! heapless's queue; `src/control/person_slot.rs` likewise with loom's atomics. What is taken as given is that
+//! heapless's queue behaves as the one below: a bounded queue whose operations happen one after the other.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
 use loom::thread;
+use person_slot::PersonSlot;
 use policy::{PolicyBackend, PolicyError, PolicyOutput};
 use swap::{Offer, PolicySlot, SwapRequest, Swapped, policy_slot};
 
 #[allow(dead_code, unreachable_pub, reason = "the same file as in the library, of which this uses a part")]
 #[path = "../src/control/swap.rs"]
 mod swap;
+
+#[allow(dead_code, unreachable_pub, reason = "the same file as in the library, of which this uses a part")]
+#[path = "../src/control/person_slot.rs"]
+mod person_slot;
+
+mod atomic {
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+}
 
 mod clock {
     /// No time passes in the model.
@@ -27,62 +37,45 @@ mod policy {
     pub(crate) use fieldtune::policy::{PolicyBackend, PolicyError, PolicyOutput};
 }
 
-/// Crossbeam's bounded channel as far as `swap.rs` uses it.
+/// The queue of heapless as far as `swap.rs` uses it.
 mod channel {
     use std::collections::VecDeque;
-    use std::time::Duration;
 
-    use loom::sync::{Arc, Mutex};
+    use loom::sync::Mutex;
 
-    struct Queue<T> {
-        items: Mutex<VecDeque<T>>,
-        room: usize,
+    pub(crate) struct Queue<T, const SLOTS: usize>(Mutex<VecDeque<T>>);
+    pub(crate) struct Producer<'a, T>(&'a Mutex<VecDeque<T>>, usize);
+    pub(crate) struct Consumer<'a, T>(&'a Mutex<VecDeque<T>>);
+
+    impl<T, const SLOTS: usize> Queue<T, SLOTS> {
+        pub(crate) fn new() -> Self {
+            Self(Mutex::new(VecDeque::new()))
+        }
+
+        pub(crate) fn split(&mut self) -> (Producer<'_, T>, Consumer<'_, T>) {
+            (Producer(&self.0, SLOTS - 1), Consumer(&self.0))
+        }
     }
 
-    pub(crate) struct Sender<T>(Arc<Queue<T>>);
-    pub(crate) struct Receiver<T>(Arc<Queue<T>>);
-    pub(crate) struct Full<T>(T);
-
-    pub(crate) enum SendTimeoutError<T> {
-        Timeout(T),
-        #[expect(dead_code, reason = "both ends live as long as the model")]
-        Disconnected(T),
-    }
-
-    pub(crate) fn bounded<T>(room: usize) -> (Sender<T>, Receiver<T>) {
-        let queue = Arc::new(Queue { items: Mutex::new(VecDeque::new()), room });
-        (Sender(Arc::clone(&queue)), Receiver(queue))
-    }
-
-    impl<T> Sender<T> {
-        pub(crate) fn try_send(&self, item: T) -> Result<(), Full<T>> {
-            let mut items = self.0.items.lock().unwrap();
-            if items.len() == self.0.room {
-                return Err(Full(item));
+    impl<T> Producer<'_, T> {
+        pub(crate) fn enqueue(&mut self, item: T) -> Result<(), T> {
+            let mut items = self.0.lock().unwrap();
+            if items.len() == self.1 {
+                assert!(self.1 == 1, "a policy found no way back and would be leaked");
+                return Err(item);
             }
             items.push_back(item);
             Ok(())
         }
 
-        pub(crate) fn send_timeout(&self, item: T, _patience: Duration) -> Result<(), SendTimeoutError<T>> {
-            self.try_send(item).map_err(|full| SendTimeoutError::Timeout(full.0))
-        }
-
-        pub(crate) fn is_full(&self) -> bool {
-            self.0.items.lock().unwrap().len() == self.0.room
+        pub(crate) fn ready(&self) -> bool {
+            self.0.lock().unwrap().len() < self.1
         }
     }
 
-    impl<T> Receiver<T> {
-        pub(crate) fn try_recv(&self) -> Result<T, ()> {
-            self.0.items.lock().unwrap().pop_front().ok_or(())
-        }
-    }
-
-    impl<T> Full<T> {
-        pub(crate) fn into_inner(self) -> T {
-            assert!(std::thread::panicking(), "a policy found no way back and would have been leaked");
-            self.0
+    impl<T> Consumer<'_, T> {
+        pub(crate) fn dequeue(&mut self) -> Option<T> {
+            self.0.lock().unwrap().pop_front()
         }
     }
 }
@@ -146,7 +139,7 @@ fn model(requests: fn() -> Vec<SwapRequest>, ticks: usize, check: fn(&[u32], &[S
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(move || {
-        let (mut slot, handover) = policy_slot(offer(0));
+        let (mut slot, mut handover) = policy_slot(offer(0));
         let publisher = thread::spawn(move || {
             let mut sent = 0;
             for request in requests() {
@@ -192,4 +185,37 @@ fn a_roll_back_takes_one_tick_from_any_state() {
             assert!(refused == 0 || swaps[0] == Swapped::Refused && refused == 1, "{swaps:?}");
         },
     );
+}
+
+#[test]
+fn a_command_of_a_person_is_read_whole_or_not_at_all() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(|| {
+        let slot = loom::sync::Arc::new(PersonSlot::<1>::default());
+        let writer = {
+            let slot = loom::sync::Arc::clone(&slot);
+            thread::spawn(move || (slot.command(&[1.0], 1).is_ok(), slot.command(&[2.0], 2).is_ok()))
+        };
+        if let Some(command) = slot.read() {
+            assert_eq!(command.action, [command.at_us as f32], "one command, not two");
+            assert_eq!(command.len > 0, command.at_us > 0);
+        }
+        assert_eq!(writer.join().unwrap(), (true, true));
+        assert_eq!(slot.read().map(|command| command.at_us), Some(2), "whole again, and the newest");
+    });
+}
+
+#[test]
+fn of_two_people_at_the_same_time_one_is_refused() {
+    loom::model(|| {
+        let slot = loom::sync::Arc::new(PersonSlot::<1>::default());
+        let other = {
+            let slot = loom::sync::Arc::clone(&slot);
+            thread::spawn(move || slot.command(&[1.0], 1).is_ok())
+        };
+        let here = slot.command(&[2.0], 2).is_ok();
+        assert!(other.join().unwrap() || here);
+        assert!(slot.read().is_some_and(|command| command.action == [command.at_us as f32] && command.len == 1));
+    });
 }

@@ -300,11 +300,18 @@ fn episodes_end_by_an_operators_word_and_by_conditions() {
     let failing = "episode.failure=[{entry=\"cos_theta\",min=-2.0,max=2.0}]";
     let mut running = Running::start(folder.path(), &["learner.enabled=false"]);
     let before = running.reach("steps", 5);
-    let answer = running.ask(&["status", "--success"]);
+    let answer = running.ask(&["label", "success"]);
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stdout));
     let after = running.reach("successes", 1);
     assert!(after["episodes"].as_u64() > before["episodes"].as_u64(), "{before} {after}");
     assert_eq!(after["task_failures"], 0);
+    let ended = (after["episode"].as_u64().unwrap() - 1).to_string();
+    let answer = running.ask(&["label", "failure", "--episode", &ended]);
+    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(answer.status.success() && said.contains("labelled a failure, no more a success"), "{said}");
+    let answer = running.ask(&["label", "failure", "--episode", "4000"]);
+    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(!answer.status.success() && said.contains("nothing was labelled"), "{said}");
     assert!(running.ask(&["status", "--stop"]).status.success());
     assert!(running.child.wait().unwrap().success());
 

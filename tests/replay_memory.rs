@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use fieldtune::clock::Clock;
 use fieldtune::config::{Exploration, PolicyConfig, ReplayConfig};
-use fieldtune::control::{ControlLoop, ControlSettings, Limits, Offer, QUEUE_STEPS, Rules, policy_slot, step_queue};
+use fieldtune::control::{
+    ControlLoop, ControlSettings, Limits, Offer, Person, QUEUE_STEPS, Rules, policy_slot, step_queue,
+};
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
 use fieldtune::policy::prepare;
 use fieldtune::replay::{Layout, Replay, Store};
@@ -67,6 +69,7 @@ fn control(clock: &Clock) -> (ControlLoop, fieldtune::control::StepConsumer) {
         first_episode: 0,
         start_seed: 7,
         rules: Rules::default(),
+        person: Person::default(),
     };
     let counters = Arc::new(ControlCounters::default());
     let rng = ChaCha8Rng::seed_from_u64(2);

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use fieldtune::config::{ReplayConfig, SamplerKind};
-use fieldtune::replay::{Access, Layout, Replay, Store};
-use fieldtune::spaces::{Minibatch, Source, StepFlags, StepRecord};
+use fieldtune::replay::{Access, Layout, Replay, ReplayError, Store};
+use fieldtune::spaces::{Minibatch, Outcome, Source, StepFlags, StepRecord};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -11,6 +11,10 @@ const LAYOUT: Layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 
 
 const KINDS: [SamplerKind; 4] =
     [SamplerKind::Balanced, SamplerKind::Uniform, SamplerKind::Online, SamplerKind::Symmetric];
+
+fn worth(outcome: Outcome) -> f32 {
+    if outcome == Outcome::Success { 8.0 } else { -2.0 }
+}
 
 /// All records ever appended to a ring; record `k` has sequence number `k + 1`.
 #[derive(Default)]
@@ -27,6 +31,21 @@ impl Model {
         let follows = next.episode == this.episode && next.step == this.step + 1;
         let whole = !next.flags.contains(StepFlags::GAP) && !this.flags.contains(StepFlags::OBSERVATION_ONLY);
         (kept && follows && whole).then_some(next)
+    }
+
+    /// The naive form of a label: the newest kept transition of the episode that ended it.
+    fn label(&mut self, episode: u32, outcome: Outcome) -> bool {
+        let ends = |k: &usize| {
+            let record = &self.records[*k];
+            record.episode == episode && record.flags.0 & 3 != 0 && self.successor(*k).is_some()
+        };
+        let Some(k) = (0..self.records.len()).rev().find(ends) else { return false };
+        let record = &mut self.records[k];
+        let before = [Outcome::Success, Outcome::Failure].into_iter().find(|o| record.flags.contains(o.flag()));
+        record.reward = record.reward + worth(outcome) - before.map_or(0.0, worth);
+        let kept = record.flags.0 & !(2 + 128 + 256);
+        record.flags = StepFlags(kept | 1 | outcome.flag().0);
+        true
     }
 
     /// Transitions in which a person chose the action.
@@ -141,6 +160,12 @@ fn compare(seed: u64, batches: usize, on_disk: bool) -> usize {
             model.records.push(robot.next());
             replay.append(model.records.last().unwrap()).unwrap();
         }
+        for _ in 0..4 {
+            let episode = rng.random_range(0..=robot.episode + 2);
+            let outcome = if rng.random() { Outcome::Success } else { Outcome::Failure };
+            let labelled = replay.label(episode, outcome, worth);
+            assert_eq!(labelled.is_ok(), model.label(episode, outcome), "{labelled:?}");
+        }
         if on_disk && round % 8 == 7 {
             let mut offline = Store::in_memory(LAYOUT, offline_model.capacity as u64).unwrap();
             offline_model.records.iter().for_each(|record| _ = offline.append(record).unwrap());
@@ -206,4 +231,45 @@ fn the_same_seed_draws_the_same_rows() {
     };
     assert_eq!(draw(3), draw(3));
     assert_ne!(draw(3), draw(4));
+}
+
+#[test]
+fn labels_reach_the_end_of_their_episode_or_nothing() {
+    let mut labelled = 0;
+    for seed in 0..40 {
+        let mut robot =
+            Robot { rng: ChaCha8Rng::seed_from_u64(seed), episode: 0, step: 0, ended: false, mean_length: 6 };
+        let mut model = Model { records: Vec::new(), capacity: 100 };
+        let mut store = Store::in_memory(LAYOUT, 100).unwrap();
+        for _ in 0..50 + 5 * seed {
+            model.records.push(robot.next());
+            store.append(model.records.last().unwrap()).unwrap();
+        }
+        let held = |model: &Model, episode| {
+            let oldest = model.records.len().saturating_sub(model.capacity);
+            model.records[oldest..].iter().any(|record| record.episode == episode)
+        };
+        for episode in 0..robot.episode + 3 {
+            for outcome in [Outcome::Success, Outcome::Failure, Outcome::Failure] {
+                match store.label(episode, outcome, worth) {
+                    Ok(_) => {
+                        labelled += 1;
+                        assert!(model.label(episode, outcome));
+                    }
+                    Err(ReplayError::NotEnded { .. }) => assert!(held(&model, episode)),
+                    Err(ReplayError::NoEpisode { held: Some((first, last)), .. }) => {
+                        assert!(!held(&model, episode) && held(&model, first) && held(&model, last));
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                assert!(store.label(episode, outcome, |_| f32::INFINITY).is_err());
+                let mut stored = StepRecord::default();
+                for sequence in store.first_sequence()..=store.last_sequence() {
+                    store.record(sequence, &mut stored).unwrap();
+                    assert_eq!(stored, model.records[sequence as usize - 1], "record {sequence}, label of {episode}");
+                }
+            }
+        }
+    }
+    assert!(labelled > 500, "{labelled}");
 }

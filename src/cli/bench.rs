@@ -1,7 +1,7 @@
 //! `fieldtune bench`: measurements of the real-time parts on this machine.
 
 use fieldtune::runtime::measure::{
-    Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_pacing, measure_swaps,
+    Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_pacing, measure_swaps, median,
 };
 use fieldtune::telemetry::LatencySummary;
 use serde::Serialize;
@@ -15,8 +15,11 @@ pub(super) enum Command {
     /// plus 20 us, drift at most 0.05 %, p99 with a learner at most twice that without.
     Loop {
         /// Seconds per measurement.
-        #[arg(long, default_value_t = 3.0, value_name = "S")]
+        #[arg(long, default_value_t = 2.0, value_name = "S")]
         seconds: f64,
+        /// Rounds; the one with the median p99 counts.
+        #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
         /// Ticks per second; may be repeated.
         #[arg(long, default_values_t = [200.0, 500.0, 1000.0], value_name = "HZ")]
         hz: Vec<f64>,
@@ -49,7 +52,10 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
-        Command::Loop { seconds, hz, cpu, json, check } => bench_loop(*seconds, hz, *cpu, *json, *check),
+        Command::Loop { seconds, rounds, hz, cpu, json, check } => {
+            let report = measure_loops(*seconds, *rounds, hz, *cpu)?;
+            show_loops(&report, *json, *check)
+        }
         Command::Swap { swaps, hz, cpu, json } => bench_swap(*swaps, *hz, *cpu, *json),
     }
 }
@@ -60,19 +66,24 @@ struct LoopReport {
     failed: Vec<String>,
 }
 
-fn bench_loop(seconds: f64, rates: &[f64], cpu: i32, json: bool, check: bool) -> anyhow::Result<bool> {
+fn measure_loops(seconds: f64, rounds: u32, rates: &[f64], cpu: i32) -> anyhow::Result<LoopReport> {
     let mut report = LoopReport { measured: Vec::new(), failed: Vec::new() };
     for learner in [false, true] {
         for hz in rates.iter().copied() {
-            let schemes = Scheme::ALL.to_vec();
-            report.measured.push(measure_pacing(&PacingOptions { hz, seconds, cpu, learner, schemes })?);
+            let options = PacingOptions { hz, seconds, cpu, learner, schemes: Scheme::ALL.to_vec() };
+            let rounds = (0..rounds).map(|_| measure_pacing(&options)).collect::<Result<_, _>>()?;
+            report.measured.push(median(rounds));
         }
     }
     report.failed = judge(&report.measured);
+    Ok(report)
+}
+
+fn show_loops(report: &LoopReport, json: bool, check: bool) -> anyhow::Result<bool> {
     if json {
-        say!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(report)?);
     } else {
-        print_loops(&report);
+        print_loops(report);
     }
     Ok(!check || report.failed.is_empty())
 }

@@ -11,6 +11,7 @@ use fieldtune::clock::{Stamp, monotonic};
 use fieldtune::config::{Config, Exploration};
 use fieldtune::episode::write_npz;
 use fieldtune::runtime::{self, ActionSource, Event, Hand, Observer, Request, RunOptions, ask_within};
+use fieldtune::spaces::Outcome;
 use fieldtune::telemetry::{ControlCounters, Report};
 
 use super::gamepad::{Gamepad, Moved};
@@ -219,7 +220,8 @@ impl Operator {
     }
 
     fn judge(&self, success: bool) {
-        match ask_within(&self.folder, &Request::Judge { success }, Duration::from_millis(300)) {
+        let outcome = if success { Outcome::Success } else { Outcome::Failure };
+        match ask_within(&self.folder, &Request::Label { outcome, episode: None }, Duration::from_millis(300)) {
             Ok(reply) => self.progress.say(&reply.message),
             Err(error) => self.progress.say(&format!("the word did not arrive, say it again: {error}")),
         }

@@ -63,6 +63,7 @@ enum Command {
     #[command(subcommand)]
     Data(data::Command),
     Swap(talk::SwapArgs),
+    Label(talk::LabelArgs),
     Status(talk::StatusArgs),
     /// Check this build against numbers from elsewhere.
     #[command(subcommand)]
@@ -113,6 +114,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Policy(command) => policy::run(&command).map(|()| true),
         Command::Data(command) => data::run(&command),
         Command::Swap(args) => talk::swap(&args),
+        Command::Label(args) => talk::label(&args),
         Command::Status(args) => talk::status(&args),
         Command::Check(command) => check::run(&command),
         Command::Watch(args) => watch::run(&args).map(|()| true),

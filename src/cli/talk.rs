@@ -1,10 +1,11 @@
-//! `fieldtune swap` and `fieldtune status`: talking to a running process.
+//! `fieldtune swap`, `fieldtune label` and `fieldtune status`: talking to a running process.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use fieldtune::config::SwapAt;
 use fieldtune::runtime::{Reply, Request, ask};
+use fieldtune::spaces::Outcome;
 
 /// Change the policy of a running process between two ticks.
 ///
@@ -51,7 +52,6 @@ enum LearnerGoesOn {
 
 /// Ask a running process how it is.
 #[derive(clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct StatusArgs {
     /// Folder of the run (run.directory).
     #[arg(long, value_name = "FOLDER")]
@@ -62,12 +62,29 @@ pub(super) struct StatusArgs {
     /// Ask it to end orderly.
     #[arg(long)]
     stop: bool,
-    /// End the episode under way as a success.
-    #[arg(long, conflicts_with = "stop")]
-    success: bool,
-    /// End the episode under way as a failure.
-    #[arg(long, conflicts_with_all = ["stop", "success"])]
-    failure: bool,
+}
+
+/// Say that an episode was a success or a failure.
+///
+/// The episode under way ends with it. One that has ended is labelled in the replay buffer of the running process: its
+/// last step becomes terminated and gets the reward of the outcome (episode.success_reward, episode.failure_reward), in
+/// place of that of an outcome it had before. When the end of the episode is not in the buffer, the label is refused.
+#[derive(clap::Args)]
+pub(super) struct LabelArgs {
+    /// Folder of the run (run.directory).
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// An episode that has ended; without it the one under way.
+    #[arg(long, value_name = "NUMBER")]
+    episode: Option<u32>,
+    /// What it was.
+    outcome: Word,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Word {
+    Success,
+    Failure,
 }
 
 fn question(run: &std::path::Path, request: &Request) -> anyhow::Result<Reply> {
@@ -94,14 +111,18 @@ pub(super) fn swap(args: &SwapArgs) -> anyhow::Result<bool> {
     Ok(reply.ok)
 }
 
-pub(super) fn status(args: &StatusArgs) -> anyhow::Result<bool> {
-    let request = if args.stop {
-        Request::Stop
-    } else if args.success || args.failure {
-        Request::Judge { success: args.success }
-    } else {
-        Request::Status
+pub(super) fn label(args: &LabelArgs) -> anyhow::Result<bool> {
+    let outcome = match args.outcome {
+        Word::Success => Outcome::Success,
+        Word::Failure => Outcome::Failure,
     };
+    let reply = question(&args.run, &Request::Label { outcome, episode: args.episode })?;
+    say!("{}: {}", if reply.ok { "done" } else { "refused" }, reply.message);
+    Ok(reply.ok)
+}
+
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<bool> {
+    let request = if args.stop { Request::Stop } else { Request::Status };
     let reply = question(&args.run, &request)?;
     if args.json {
         say!("{}", serde_json::to_string(&reply)?);

@@ -4,13 +4,14 @@ mod view;
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::ensure;
 use fieldtune::clock::{Stamp, monotonic};
 use fieldtune::runtime::{Request, ask_within};
+use fieldtune::spaces::Outcome;
 use fieldtune::telemetry::Follower;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use serde_json::Value;
@@ -18,7 +19,8 @@ use serde_json::Value;
 /// Show in the terminal how a running process is doing.
 ///
 /// Rates, wake-up latency, returns, learner and faults, from the control socket and the metrics of the run folder.
-/// It only looks: the process does not notice. A process that ends or is started again is waited for. q quits.
+/// A process that ends or is started again is waited for. Keys: s ends the episode under way as a success, f as a
+/// failure, q quits; otherwise it only looks and the process does not notice.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Folder of the run (run.directory).
@@ -54,7 +56,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         if let Err(error) = drawn.map(|_| ()).or_else(quiet_end) {
             break Err(error);
         }
-        match quits_before(next, || stop.load(Relaxed)) {
+        match quits_before(next, &args.run, || stop.load(Relaxed)) {
             Ok(false) => {}
             done => break done.map(|_| ()),
         }
@@ -68,8 +70,8 @@ fn quiet_end(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
 }
 
-/// Waits until `next`; true when the operator wants to leave. A changed window size ends the wait.
-fn quits_before(next: Stamp, stopped: impl Fn() -> bool) -> std::io::Result<bool> {
+/// Waits until `next` and does what the keys say; true when the operator wants to leave. A changed window size ends the wait.
+fn quits_before(next: Stamp, run: &Path, stopped: impl Fn() -> bool) -> std::io::Result<bool> {
     loop {
         let left = next.since(monotonic());
         if stopped() {
@@ -86,6 +88,16 @@ fn quits_before(next: Stamp, stopped: impl Fn() -> bool) -> std::io::Result<bool
                 let interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
                 if interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
                     return Ok(true);
+                }
+                let outcome = match key.code {
+                    KeyCode::Char('s') => Some(Outcome::Success),
+                    KeyCode::Char('f') => Some(Outcome::Failure),
+                    _ => None,
+                };
+                if let Some(outcome) = outcome {
+                    // The next look shows whether it was heard: `successes` and `task_failures`.
+                    let _ = ask_within(run, &Request::Label { outcome, episode: None }, PATIENCE);
+                    return Ok(false);
                 }
             }
             Event::Resize(..) => return Ok(false),

@@ -84,6 +84,7 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     );
     checks.need(c.episode.max_steps > 0, "episode.max_steps", c.episode.max_steps, "must be at least 1");
     episode(c, checks);
+    intervention(c, checks);
     checks.need(c.realtime.priority <= 99, "realtime.priority", c.realtime.priority, "must lie in 0 to 99");
     checks.need(c.policy.publish_every > 0, "policy.publish_every", c.policy.publish_every, "must be at least 1");
     let noise = c.policy.action_noise;
@@ -95,6 +96,13 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
         "onnxruntime",
         "needs policy.onnxruntime = \"/path/libonnxruntime.so\"",
     );
+}
+
+fn intervention(c: &Config, checks: &mut Checks) {
+    let i = &c.intervention;
+    let age = i.max_age_ms;
+    checks.need((1..=10_000).contains(&age), "intervention.max_age_ms", age, "must lie in 1 to 10000");
+    checks.need(i.blend_ms <= 10_000, "intervention.blend_ms", i.blend_ms, "must lie in 0 to 10000");
 }
 
 fn swap(c: &Config, checks: &mut Checks) {
@@ -132,6 +140,15 @@ fn episode(c: &Config, checks: &mut Checks) {
     ] {
         checks.need(value.is_finite(), key, value, "must be finite");
     }
+    let threshold = e.classifier_threshold;
+    checks.need(threshold.is_finite(), "episode.classifier_threshold", threshold, "must be finite");
+    let alone = !e.classifier.as_os_str().is_empty() && c.policy.onnxruntime.as_os_str().is_empty();
+    checks.need(
+        !alone,
+        "episode.classifier",
+        e.classifier.display(),
+        "needs policy.onnxruntime = \"/path/libonnxruntime.so\"",
+    );
     for (key, bounds) in [("episode.success", &e.success), ("episode.failure", &e.failure)] {
         for bound in bounds {
             let known = c.robot.spaces.observation.contains(&bound.entry);

@@ -7,12 +7,14 @@
 mod check;
 mod load;
 mod method;
+mod place;
 
 pub use load::{ConfigError, Problem, load, parse};
 pub use method::{
     ActorBatch, ActorLoss, ActorOperator, CriticLoss, LayerNorm, Order, OutputActivation, PRESETS, Start, TargetKind,
     TemperatureForm, TemperatureStates,
 };
+pub use place::ListenAt;
 
 use std::path::PathBuf;
 
@@ -152,6 +154,19 @@ pub enum Overrun {
     AtOnce,
 }
 
+/// What happens when the commands of a person in control stop coming.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PersonLost {
+    /// The action is zero until the person commands again or lets go.
+    #[default]
+    Hold,
+    /// Control passes back to the policy, as when the person lets go.
+    Policy,
+    /// The robot is stopped, the run ends.
+    Stop,
+}
+
 /// Where the reward of a step comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -231,6 +246,8 @@ sections! {
         safety: SafetyConfig = SafetyConfig::default(),
         /// Episodes.
         episode: EpisodeConfig = EpisodeConfig::default(),
+        /// A person who may take over.
+        intervention: InterventionConfig = InterventionConfig::default(),
         /// Scheduling of the control thread.
         realtime: RealtimeConfig = RealtimeConfig::default(),
         /// The policy and its hand-over.
@@ -324,6 +341,24 @@ sections! {
         failure_reward: f32 = 0.0,
         /// Steps in a row for which a condition has to hold.
         hold_steps: u32 = 1,
+        /// An ONNX model that scores observations; empty for none.
+        classifier: PathBuf = PathBuf::new(),
+        /// Its output; empty for the only one.
+        classifier_output: String = String::new(),
+        /// Score from which an observation counts as a success.
+        classifier_threshold: f32 = 0.5,
+    }
+
+    /// `[intervention]`.
+    InterventionConfig {
+        /// Where a person's commands come in.
+        listen: ListenAt = ListenAt::Nowhere,
+        /// A command that is older than this counts as silence.
+        max_age_ms: u32 = 250,
+        /// Time over which control passes over, in either direction.
+        blend_ms: u32 = 300,
+        /// What happens when the person in control is silent.
+        lost: PersonLost = PersonLost::Hold,
     }
 
     /// `[realtime]`.

@@ -2,15 +2,21 @@
 //!
 //! [`ControlLoop::tick`] runs on the control thread. After the first tick it allocates nothing, takes no lock,
 //! writes no log and touches no file. Steps leave through a fixed-size queue; policies come in and go back
-//! through bounded channels and are dropped elsewhere. The only thing it waits for is its deadline (in lockstep:
+//! through queues of the same kind and are dropped elsewhere. The only thing it waits for is its deadline (in lockstep:
 //! the robot's answer). Faults and reactions are listed in `docs/safety.md`.
 
-/// The channels of the hand-over. `tests/handover_model.rs` puts loom's in this place.
+/// The queues of the hand-over. `tests/handover_model.rs` puts loom's in this place.
 mod channel {
-    pub(super) use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
+    pub(super) use heapless::spsc::{Consumer, Producer, Queue};
+}
+/// The atomics of a person's slot; `tests/handover_model.rs` likewise.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 mod outcome;
 mod pacer;
+mod person;
+mod person_slot;
 mod queue;
 mod swap;
 #[cfg(test)]
@@ -20,6 +26,8 @@ mod tick;
 pub use firmware_bridge::{Limiter, Limits};
 pub use outcome::{Outcome, Range, Rules, Verdict};
 pub use pacer::Pacer;
+pub use person::{Chosen, Person};
+pub use person_slot::{NotTaken, PersonCommand, PersonSlot};
 pub use queue::{QUEUE_STEPS, StepConsumer, StepProducer, step_queue};
 pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, Unsent, policy_slot};
 pub use tick::{ControlLoop, ControlSettings, Fault};

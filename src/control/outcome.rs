@@ -4,33 +4,42 @@
 //! conditions of the configuration end an episode as terminated: nothing is bootstrapped behind it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::AcqRel};
+use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
-/// How an episode ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The task is done.
-    Success,
-    /// It cannot be done any more.
-    Failure,
-}
+pub use crate::spaces::Outcome;
 
-/// What an operator says about the episode that is under way; the newest word counts, once.
+/// What an operator or a classifier says about an episode that is under way; the newest word counts, once, and for
+/// no other episode than the one it was said about.
 #[derive(Debug, Default)]
-pub struct Verdict(AtomicU8);
+pub struct Verdict {
+    /// 0: nothing was said. Else the episode above two bits, 1 for a success, 2 for a failure.
+    said: AtomicU64,
+    /// Words that came after their episode had ended, or were replaced by a newer one.
+    pub unheard: AtomicU64,
+}
 
 impl Verdict {
     /// Says it.
-    pub fn say(&self, outcome: Outcome) {
-        self.0.swap(1 + outcome as u8, AcqRel);
+    pub fn say(&self, episode: u32, outcome: Outcome) {
+        let before = self.said.swap(u64::from(episode) << 2 | (1 + outcome as u64), AcqRel);
+        self.unheard.fetch_add(u64::from(before != 0), Relaxed);
     }
 
-    /// Hears it. Real time.
-    fn take(&self) -> Option<Outcome> {
-        match self.0.swap(0, AcqRel) {
-            0 => None,
+    /// Hears what was said about `episode`; anything else is forgotten and counted. Real time.
+    fn take(&self, episode: u32) -> Option<Outcome> {
+        // The common case costs a load.
+        if self.said.load(Relaxed) == 0 {
+            return None;
+        }
+        let said = self.said.swap(0, AcqRel);
+        match said & 3 {
+            1 | 2 if said >> 2 != u64::from(episode) => {
+                self.unheard.fetch_add(1, Relaxed);
+                None
+            }
             1 => Some(Outcome::Success),
-            _ => Some(Outcome::Failure),
+            2 => Some(Outcome::Failure),
+            _ => None,
         }
     }
 }
@@ -75,14 +84,13 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// At the start of an episode: what was held or said before does not count.
+    /// At the start of an episode: what was held before does not count.
     pub fn reset(&mut self) {
         self.held = [0; 2];
-        let _ = self.verdict.take();
     }
 
-    /// On every observation of an episode. A failure outweighs a success of the same step.
-    pub fn judge(&mut self, observation: &[f32]) -> Option<Outcome> {
+    /// On every observation of an episode. A failure outweighs a success of the same step, a word outweighs both.
+    pub fn judge(&mut self, episode: u32, observation: &[f32]) -> Option<Outcome> {
         let success = !self.success.is_empty() && self.success.iter().all(|range| range.holds(observation));
         let failure = self.failure.iter().any(|range| range.holds(observation));
         for (held, holds) in self.held.iter_mut().zip([success, failure]) {
@@ -91,7 +99,7 @@ impl Rules {
         let long = self.hold_steps.max(1);
         let [success, failure] = self.held.map(|held| held >= long);
         let seen = if failure { Some(Outcome::Failure) } else { success.then_some(Outcome::Success) };
-        self.verdict.take().or(seen)
+        self.verdict.take(episode).or(seen)
     }
 
     /// Reward of a step: `robots` is what the robot says, if it says anything. `None`: there is no reward.
@@ -124,24 +132,31 @@ mod tests {
     fn a_condition_has_to_hold_and_all_parts_of_a_success_have_to() {
         let mut rules = rules();
         for observation in [[0.95, 0.0], [0.95, 0.2], [0.95, 0.0], [f32::NAN, 0.0], [0.95, 0.0]] {
-            assert_eq!(rules.judge(&observation), None);
+            assert_eq!(rules.judge(0, &observation), None);
         }
-        assert_eq!(rules.judge(&[1.0, 0.1]), Some(Outcome::Success));
+        assert_eq!(rules.judge(0, &[1.0, 0.1]), Some(Outcome::Success));
         rules.reset();
-        assert_eq!(rules.judge(&[0.0, 9.0]), None);
-        assert_eq!(rules.judge(&[0.0, 9.0]), Some(Outcome::Failure));
-        assert_eq!(Rules::default().judge(&[0.0, 0.0]), None);
+        assert_eq!(rules.judge(0, &[0.0, 9.0]), None);
+        assert_eq!(rules.judge(0, &[0.0, 9.0]), Some(Outcome::Failure));
+        assert_eq!(Rules::default().judge(0, &[0.0, 0.0]), None);
     }
 
     #[test]
-    fn an_operators_word_counts_once_and_not_for_the_next_episode() {
+    fn a_word_counts_once_and_for_its_own_episode_only() {
         let mut rules = rules();
-        rules.verdict.say(Outcome::Success);
-        assert_eq!(rules.judge(&[0.0, 0.0]), Some(Outcome::Success));
-        assert_eq!(rules.judge(&[0.0, 0.0]), None);
-        rules.verdict.say(Outcome::Failure);
-        rules.reset();
-        assert_eq!(rules.judge(&[0.0, 0.0]), None);
+        let unheard = |rules: &Rules| rules.verdict.unheard.load(Relaxed);
+        rules.verdict.say(0, Outcome::Success);
+        assert_eq!(rules.judge(0, &[0.0, 0.0]), Some(Outcome::Success));
+        assert_eq!(rules.judge(0, &[0.0, 0.0]), None);
+        assert_eq!(unheard(&rules), 0);
+        for (episode, said) in [(7, 6), (7, 8), (u32::MAX, 0)] {
+            rules.verdict.say(said, Outcome::Failure);
+            assert_eq!(rules.judge(episode, &[0.0, 0.0]), None, "{said} in {episode}");
+        }
+        rules.verdict.say(u32::MAX, Outcome::Success);
+        rules.verdict.say(u32::MAX, Outcome::Failure);
+        assert_eq!(rules.judge(u32::MAX, &[0.0, 0.0]), Some(Outcome::Failure), "the newest");
+        assert_eq!(unheard(&rules), 4);
     }
 
     #[test]

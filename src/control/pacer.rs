@@ -3,11 +3,21 @@
 //! What happens when a deadline has passed already is a setting. [`Overrun::Skip`] leaves out whole periods and
 //! counts them: the phase stays, and a late tick is never followed by a burst. [`Overrun::AtOnce`] runs the next
 //! tick at once and counts on from there: for robots that set the pace themselves and lose a cycle that is skipped.
+//! It also follows their clock: [`Pacer::follow`].
 
 use std::time::Duration;
 
 use crate::clock::{Clock, Stamp};
 use crate::config::Overrun;
+
+/// States whose mean age is what later ones are kept at.
+const REFERENCE: u32 = 64;
+/// Weight of a new age in the running mean.
+const NEW: f64 = 1.0 / 32.0;
+/// Part of the deviation that one deadline is moved by.
+const PULL: f64 = 1.0 / 64.0;
+/// Most that one deadline is moved by, in periods: ten times what clocks drift, and no jitter to speak of.
+const MOST: f64 = 1e-3;
 
 /// Absolute deadlines on one clock.
 #[derive(Clone, Debug)]
@@ -15,19 +25,38 @@ pub struct Pacer {
     due: Stamp,
     period: Duration,
     overrun: Overrun,
+    /// Ages seen, their mean in the first of them, and the running mean; microseconds.
+    ages: (u32, f64, f64),
 }
 
 impl Pacer {
     /// First deadline at `first`. The period counts in whole microseconds, as the robot's does.
     pub fn new(first: Stamp, period: Duration, overrun: Overrun) -> Self {
         let period = Duration::from_micros((period.as_micros() as u64).max(1));
-        Self { due: first, period, overrun }
+        Self { due: first, period, overrun, ages: (0, 0.0, 0.0) }
     }
 
     /// Sleeps until the deadline; returns how late the wake-up was.
     pub fn wait(&self, clock: &Clock) -> Duration {
         clock.sleep_until(self.due);
         clock.now().since(self.due)
+    }
+
+    /// Keeps the phase to a robot that sets the pace ([`Overrun::AtOnce`]): `age` is how old its state was when this
+    /// tick used it. A clock that runs differently makes it grow or shrink; the next deadline is moved against that.
+    pub fn follow(&mut self, age: Duration) {
+        let age = age.as_micros() as f64;
+        let (seen, wanted, mean) = &mut self.ages;
+        if *seen < REFERENCE {
+            *seen += 1;
+            *wanted += (age - *wanted) / f64::from(*seen);
+            *mean = *wanted;
+        } else if self.overrun == Overrun::AtOnce {
+            *mean += NEW * (age - *mean);
+            let most = (MOST * self.period.as_micros() as f64).max(1.0);
+            let shift = ((*wanted - *mean) * PULL).clamp(-most, most) as i64;
+            self.due = Stamp(self.due.0.saturating_add_signed(shift));
+        }
     }
 
     /// Sets the next deadline at `now`; returns how many deadlines passed in the meantime.
@@ -87,6 +116,36 @@ mod tests {
         pacer.wait(&clock);
         starts.push(clock.now().0);
         (starts, missed)
+    }
+
+    /// States that are repeated or lost in half an hour at 200 Hz, when the robot's clock runs this much differently.
+    fn slips(overrun: Overrun, ppm: f64) -> u64 {
+        let clock = Clock::lockstep();
+        let period = Duration::from_millis(5);
+        let robots = 5000.0 * (1.0 + ppm * 1e-6);
+        let mut pacer = Pacer::new(Stamp(1_000_000 + 2_500), period, overrun);
+        let (mut before, mut slips) = (0, 0);
+        for tick in 0..360_000u64 {
+            pacer.wait(&clock);
+            // Some tens of microseconds late, as a thread is.
+            clock.advance(Duration::from_micros(20 + tick * 7 % 40));
+            let since = clock.now().0 as f64 - 1_000_000.0;
+            let newest = (since / robots).floor();
+            slips += u64::from(tick > 0 && newest as i64 != before + 1);
+            before = newest as i64;
+            pacer.follow(Duration::from_micros((since - newest * robots) as u64));
+            pacer.advance(clock.now());
+        }
+        slips
+    }
+
+    #[test]
+    fn the_loop_follows_a_robot_whose_clock_drifts() {
+        for ppm in [0.0, 20.0, -20.0, 100.0, -100.0, 500.0, -500.0] {
+            assert_eq!(slips(Overrun::AtOnce, ppm), 0, "{ppm} parts per million");
+        }
+        // Half an hour holds 360,000 periods and 36 of drift; while the two are close, jitter makes it more.
+        assert!(slips(Overrun::Skip, 100.0) >= 35, "the grid of the own clock slips");
     }
 
     // The cases in which the sleeping policies of ros2_control differ: in time, exactly one period, a little over

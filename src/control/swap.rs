@@ -1,11 +1,15 @@
 //! The hand-over of policies between publisher and control loop.
 //!
-//! The loop never builds or drops a policy: a new one comes in through a channel of one, the one before stays
-//! loaded for a roll-back, and the one before that goes back through a channel to be dropped by the publisher.
+//! The loop never builds or drops a policy: a new one comes in through a queue of one, the one before stays
+//! loaded for a roll-back, and the one before that goes back through a queue to be dropped by the publisher. The
+//! queues wake nobody: who waits looks again, so that a waiting publisher costs the loop neither a lock nor a system
+//! call.
 
 use std::time::Duration;
 
-use super::channel::{Receiver, SendTimeoutError, Sender, bounded};
+use super::atomic::AtomicBool;
+use super::atomic::Ordering::{Acquire, Release};
+use super::channel::{Consumer, Producer, Queue};
 use crate::clock::precise;
 use crate::policy::{PolicyBackend, PolicyOutput};
 
@@ -54,8 +58,9 @@ pub struct PolicySlot {
     previous: Option<Offer>,
     /// The request to be answered next, perhaps at the end of the episode.
     waiting: Option<SwapRequest>,
-    requests: Receiver<SwapRequest>,
-    retired: Sender<Offer>,
+    requests: Consumer<'static, SwapRequest>,
+    retired: Producer<'static, Offer>,
+    ended: &'static AtomicBool,
 }
 
 /// Why a request did not reach the loop.
@@ -69,17 +74,32 @@ pub enum Unsent {
 
 /// The publisher's end.
 pub struct PolicyHandover {
-    requests: Sender<SwapRequest>,
-    retired: Receiver<Offer>,
+    requests: Producer<'static, SwapRequest>,
+    retired: Consumer<'static, Offer>,
+    ended: &'static AtomicBool,
 }
 
-/// Both ends, with `first` in use.
-pub fn policy_slot(first: Offer) -> (PolicySlot, PolicyHandover) {
-    let (request_sender, requests) = bounded(1);
+/// What both ends share; a queue holds one less than its slots.
+struct Ways {
+    requests: Queue<SwapRequest, 2>,
     // At most one policy leaves per request and `send` empties this first: it cannot fill up.
-    let (retired, retired_receiver) = bounded(4);
-    let slot = PolicySlot { current: first, previous: None, waiting: None, requests, retired };
-    (slot, PolicyHandover { requests: request_sender, retired: retired_receiver })
+    retired: Queue<Offer, 4>,
+    ended: AtomicBool,
+}
+
+/// How long `send` waits before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Both ends, with `first` in use. The queues' few hundred bytes are kept until the process ends, so that neither end
+/// can outlive them.
+pub fn policy_slot(first: Offer) -> (PolicySlot, PolicyHandover) {
+    let ways = Ways { requests: Queue::new(), retired: Queue::new(), ended: AtomicBool::new(false) };
+    let Ways { requests, retired, ended } = Box::leak(Box::new(ways));
+    let (asking, requests) = requests.split();
+    let (retired, collecting) = retired.split();
+    let ended: &'static AtomicBool = ended;
+    let slot = PolicySlot { current: first, previous: None, waiting: None, requests, retired, ended };
+    (slot, PolicyHandover { requests: asking, retired: collecting, ended })
 }
 
 impl PolicySlot {
@@ -105,11 +125,11 @@ impl PolicySlot {
         scratch: &mut PolicyOutput,
         between_episodes: bool,
     ) -> Option<(Swapped, SwapCost)> {
-        if self.retired.is_full() {
+        if !self.retired.ready() {
             return None;
         }
         let begin = precise();
-        if let Ok(newer) = self.requests.try_recv()
+        if let Some(newer) = self.requests.dequeue()
             && let Some(withdrawn) = self.withdraw(newer)
         {
             let exchange = precise().saturating_sub(begin);
@@ -185,18 +205,26 @@ impl PolicySlot {
     }
 
     /// Hands a policy back for dropping; `poll` has seen that there is room.
-    fn retire(&self, offer: Offer) {
-        if let Err(error) = self.retired.try_send(offer) {
+    fn retire(&mut self, offer: Offer) {
+        if let Err(offer) = self.retired.enqueue(offer) {
             // Dropping would free memory on this thread; with room checked and one sender this is not reached.
-            std::mem::forget(error.into_inner());
+            std::mem::forget(offer);
         }
+    }
+}
+
+impl Drop for PolicySlot {
+    /// After the loop's last tick: nobody else would drop what still waits.
+    fn drop(&mut self) {
+        self.ended.store(true, Release);
+        while self.requests.dequeue().is_some() {}
     }
 }
 
 impl PolicyHandover {
     /// Drops what the loop has handed back.
-    pub fn collect(&self) {
-        while self.retired.try_recv().is_ok() {}
+    pub fn collect(&mut self) {
+        while self.retired.dequeue().is_some() {}
     }
 
     /// Puts a request in front of the loop, waiting at most `patience` for an earlier one to be taken. A request
@@ -204,11 +232,25 @@ impl PolicyHandover {
     ///
     /// # Errors
     /// When the loop did not take the earlier one in time, or has ended.
-    pub fn send(&self, request: SwapRequest, patience: Duration) -> Result<(), Unsent> {
+    pub fn send(&mut self, mut request: SwapRequest, patience: Duration) -> Result<(), Unsent> {
+        let until = precise() + patience;
+        loop {
+            self.collect();
+            if self.ended.load(Acquire) {
+                return Err(Unsent::Ended);
+            }
+            match self.requests.enqueue(request) {
+                Ok(()) => return Ok(()),
+                Err(back) if precise() < until => request = back,
+                Err(_) => return Err(Unsent::Busy),
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Drop for PolicyHandover {
+    fn drop(&mut self) {
         self.collect();
-        self.requests.send_timeout(request, patience).map_err(|error| match error {
-            SendTimeoutError::Timeout(_) => Unsent::Busy,
-            SendTimeoutError::Disconnected(_) => Unsent::Ended,
-        })
     }
 }

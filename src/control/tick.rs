@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::outcome::{Outcome, Rules};
+use super::person::{Chosen, Person};
 use super::queue::StepProducer;
 use super::swap::{PolicySlot, Swapped};
 use crate::clock::{Clock, Stamp};
@@ -31,6 +32,8 @@ pub struct ControlSettings {
     pub limits: Limits,
     /// When an episode is a success or a failure, and what a step is worth.
     pub rules: Rules,
+    /// A person who may take over.
+    pub person: Person,
     /// Ticks without a fresh observation before the action is held at zero.
     pub stale_steps: u32,
     /// Ticks without a fresh observation before the robot is stopped.
@@ -82,6 +85,12 @@ pub enum Fault {
          taken it; check its power, then start again"
     )]
     Restarted,
+    /// The person in control is silent, and the robot is to be stopped then.
+    #[error(
+        "the commands of the person in control stopped coming (intervention.lost = \"stop\"); look at the source and \
+         its link, then start again"
+    )]
+    PersonLost,
     /// The policy failed; the action before was not repeated.
     #[error("the policy failed on a fresh observation")]
     Policy,
@@ -134,6 +143,7 @@ pub struct ControlLoop {
     first_tick: u32,
     without_fresh: u32,
     gap: bool,
+    age: Option<Duration>,
     /// The newest action before the limits.
     wanted: [f32; MAX_ACTION],
 }
@@ -172,6 +182,7 @@ impl ControlLoop {
             first_tick: 0,
             without_fresh: 0,
             gap: false,
+            age: None,
             wanted: [0.0; MAX_ACTION],
         }
     }
@@ -184,7 +195,7 @@ impl ControlLoop {
         self.robot.moving = true;
         self.robot.robot.arm()?;
         self.robot.robot.request_reset(self.episode, self.start_seed())?;
-        ControlCounters::count(&self.counters.episodes);
+        self.count_episode();
         Ok(())
     }
 
@@ -234,6 +245,8 @@ impl ControlLoop {
             self.accept()?;
         }
         let advanced = fresh && before != (self.observed.episode, self.observed.tick);
+        let clocked = advanced && self.robot.robot.clock_estimate().is_some();
+        self.age = clocked.then(|| self.clock.now().since(self.observed.capture));
         match self.phase {
             Phase::Resetting => self.await_start()?,
             Phase::Running if advanced => {
@@ -247,6 +260,11 @@ impl ControlLoop {
         }
         self.take_policy();
         Ok(())
+    }
+
+    /// How old the state was that the last tick used; `None` without a new one, or while the robot's clock is not known.
+    pub fn age(&self) -> Option<Duration> {
+        self.age
     }
 
     /// Stops the robot after a fault; it stays stopped.
@@ -322,7 +340,7 @@ impl ControlLoop {
     /// action and reward that the robot reports. Ends the episode where the task or the time limit does.
     fn close_step(&mut self) {
         let (observed, rules) = (&self.observed, &mut self.settings.rules);
-        let outcome = if observed.terminated { None } else { rules.judge(&observed.observation) };
+        let outcome = if observed.terminated { None } else { rules.judge(self.episode, &observed.observation) };
         let terminated = observed.terminated || outcome.is_some();
         let over = terminated || observed.tick >= self.settings.max_steps;
         if let Some(mut step) = self.pending.take() {
@@ -331,6 +349,7 @@ impl ControlLoop {
                 step.action.clear();
                 let _ = step.action.extend_from_slice(&observed.applied);
                 step.reward = reward;
+                step.flags.insert(outcome.map(Outcome::flag).unwrap_or_default());
                 if terminated {
                     step.flags.insert(StepFlags::TERMINATED);
                 } else if over {
@@ -364,7 +383,12 @@ impl ControlLoop {
         self.await_reset();
         // A send that fails shows as a reset that does not come: `Fault::Reset`.
         let _ = self.robot.robot.request_reset(self.episode, self.start_seed());
+        self.count_episode();
+    }
+
+    fn count_episode(&self) {
         ControlCounters::count(&self.counters.episodes);
+        self.counters.episode.store(u64::from(self.episode), Relaxed);
     }
 
     fn await_reset(&mut self) {
@@ -388,6 +412,13 @@ impl ControlLoop {
             };
             *entry = (self.output.mean[d] + self.output.std[d] * noise).tanh();
         }
+        let chosen = self.settings.person.mix(self.clock.now(), action);
+        match chosen {
+            Chosen::Policy => {}
+            Chosen::Person => ControlCounters::count(&self.counters.person_steps),
+            Chosen::Nobody => ControlCounters::count(&self.counters.person_silent),
+            Chosen::Stop => return Err(Fault::PersonLost),
+        }
         self.wanted[..action.len()].copy_from_slice(action);
         match self.limiter.limit(action) {
             Limited::No => {}
@@ -396,6 +427,9 @@ impl ControlLoop {
         }
         self.robot.robot.apply(action)?;
         let mut step = self.record();
+        if chosen == Chosen::Person {
+            step.flags.insert(StepFlags::INTERVENTION);
+        }
         let _ = step.action.extend_from_slice(action);
         self.pending = Some(step);
         Ok(())

@@ -190,6 +190,14 @@ mod tests {
     use crate::policy::sample::{ensemble, normed, reference};
 
     #[test]
+    fn activations_that_are_subnormal_become_zero_and_a_nan_stays() {
+        let mut values = [f32::MIN_POSITIVE / 2.0, 1e-45, f32::MIN_POSITIVE, 1.0, -1.0, -1e-45, f32::NAN];
+        relu(&mut values);
+        assert_eq!(values[..6], [0.0, 0.0, f32::MIN_POSITIVE, 1.0, 0.0, 0.0]);
+        assert!(values[6].is_nan());
+    }
+
+    #[test]
     fn agrees_with_a_plain_double_precision_loop() {
         let cases = [(1, 3, vec![], 1), (5, 17, vec![256, 256], 6), (3, 11, vec![33, 70, 5], 3), (2, 48, vec![64], 24)];
         for (members, observation, hidden, action) in cases {

@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::policy::checks::CheckError;
-    use crate::policy::sample::{ensemble, spaces};
+    use crate::policy::sample::{ensemble, normed, spaces};
     use crate::policy::structure::StructureError;
 
     #[test]
@@ -155,6 +155,27 @@ mod tests {
         assert_eq!(prepared.engine, Engine::Builtin);
         assert_eq!(prepared.report.probe_difference, 0.0);
         assert!(prepared.report.to_string().starts_with("5 members, 3 -> 1, run by built-in"), "{}", prepared.report);
+    }
+
+    #[test]
+    fn subnormal_weights_become_zero_and_others_stay_where_they_are() {
+        let mut actor = ensemble(2, 3, &[8], 1).actor;
+        normed(&mut actor);
+        assert!(matches!(without_subnormals(&actor), Cow::Borrowed(_)));
+        let (tiny, small) = (f32::MIN_POSITIVE / 2.0, -f32::MIN_POSITIVE);
+        for place in 0..4 {
+            let mut actor = actor.clone();
+            let layer = &mut actor.stack.layers[0];
+            let norm = layer.layer_norm.as_mut().unwrap();
+            let values = [&mut layer.weight, &mut layer.bias, &mut norm.0, &mut norm.1];
+            let values = values.into_iter().nth(place).unwrap();
+            (values[0], values[1]) = (-tiny, small);
+            let cleaned = without_subnormals(&actor).into_owned();
+            let layer = &cleaned.stack.layers[0];
+            let norm = layer.layer_norm.as_ref().unwrap();
+            let values = [&layer.weight, &layer.bias, &norm.0, &norm.1][place];
+            assert_eq!((values[0], values[1]), (0.0, small), "place {place}");
+        }
     }
 
     #[test]

@@ -168,6 +168,23 @@ pub enum ReplayError {
         /// Last live one.
         last: u64,
     },
+    /// A label for an episode of which nothing is left, or that never was.
+    #[error("episode {episode} has no record in the buffer, which holds {}; nothing was labelled", episodes(*held))]
+    NoEpisode {
+        /// The episode asked for.
+        episode: u32,
+        /// First and last episode in the buffer.
+        held: Option<(u32, u32)>,
+    },
+    /// A label for an episode whose last step is not in the buffer.
+    #[error(
+        "the end of episode {episode} is not in the buffer: it is under way, was cut off, or is being overwritten; \
+         nothing was labelled"
+    )]
+    NotEnded {
+        /// The episode asked for.
+        episode: u32,
+    },
     /// All sequence numbers are used up.
     #[error("replay {}: sequence numbers are used up; start a new buffer", path.display())]
     SequenceEnd {
@@ -251,4 +268,8 @@ pub enum HeaderProblem {
     /// Data types or frame streams that this build does not know.
     #[error("it holds data types or camera frames that this build cannot read")]
     Unsupported,
+}
+
+fn episodes(held: Option<(u32, u32)>) -> String {
+    held.map_or("none".into(), |(first, last)| format!("episodes {first} to {last}"))
 }

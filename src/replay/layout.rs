@@ -103,9 +103,15 @@ impl Layout {
             put(out, self.action().end, &frame.number.to_le_bytes());
             put(out, self.action().end + 8, &frame.checksum.to_le_bytes());
         }
-        let body = out.len() - CHECKSUM;
-        let checksum = crc32c::crc32c(&out[..body]);
-        put(out, body, &checksum.to_le_bytes());
+        seal(out);
+    }
+
+    /// Gives the record in `bytes` other flags and another reward, and its checksum; nothing else changes.
+    pub(crate) fn relabel(bytes: &mut [u8], flags: StepFlags, reward: f32) {
+        let capture = u64_at(bytes, 8) & ((1 << CAPTURE_BITS) - 1);
+        put(bytes, 8, &(capture | u64::from(flags.0) << CAPTURE_BITS).to_le_bytes());
+        put(bytes, 28, &reward.to_le_bytes());
+        seal(bytes);
     }
 
     /// The frame that a record of a buffer with frames belongs to.
@@ -174,6 +180,13 @@ impl Head {
             && !next.flags.contains(StepFlags::GAP)
             && !self.flags.contains(StepFlags::OBSERVATION_ONLY)
     }
+}
+
+/// Writes the checksum at the end of `record`.
+fn seal(record: &mut [u8]) {
+    let body = record.len() - CHECKSUM;
+    let checksum = crc32c::crc32c(&record[..body]);
+    put(record, body, &checksum.to_le_bytes());
 }
 
 /// Whether the checksum at the end of `record` fits the rest.

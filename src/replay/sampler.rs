@@ -10,7 +10,7 @@ use super::priority_file::{Owner, Snapshot};
 use super::store::Store;
 use super::sum_tree::SumTree;
 use crate::config::{ReplayConfig, Retention, SamplerKind};
-use crate::spaces::{Source, StepRecord};
+use crate::spaces::{Outcome, Source, StepRecord};
 
 /// What the learner samples from.
 ///
@@ -278,6 +278,19 @@ impl Replay {
         if let Some(offline) = &self.offline {
             offline.unlock_memory();
         }
+    }
+
+    /// [`Store::label`] of the online buffer.
+    ///
+    /// # Errors
+    /// As [`Store::label`].
+    pub fn label(
+        &mut self,
+        episode: u32,
+        outcome: Outcome,
+        worth: impl Fn(Outcome) -> f32,
+    ) -> Result<Option<Outcome>, ReplayError> {
+        self.online.label(episode, outcome, worth)
     }
 
     /// The online buffer.

@@ -61,7 +61,7 @@ pub fn evaluate(
         producer,
         Arc::new(ControlCounters::default()),
         clock.clone(),
-        control_settings(config, exploration, 0, start_seed, &Arc::default()),
+        control_settings(config, exploration, 0, start_seed, &Arc::default(), &Arc::default()),
         stream(seed, "evaluation noise"),
     );
     control.start()?;

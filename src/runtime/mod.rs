@@ -5,6 +5,7 @@
 //! [`measure`] runs the same parts for `fieldtune bench`. The robot is stopped first on every way out: end of the run, signal, fault, panic.
 
 mod child;
+mod classifier;
 mod evaluate;
 mod event;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod measure;
 mod memory;
 mod offline;
 mod parts;
+mod person;
 mod playback;
 mod pretrain;
 mod publisher;

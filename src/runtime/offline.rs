@@ -15,7 +15,7 @@ use super::parts::{RuntimeError, Shared};
 use super::realtime;
 use super::recorder::Recorder;
 use super::run::{Begun, Ended, Outlet, RunOptions, begin, finish, measure};
-use super::socket::Server;
+use super::socket::{Labels, Server};
 use super::trainer::Trainer;
 use crate::clock;
 use crate::config::Config;
@@ -45,10 +45,14 @@ pub fn learn_recorded(
     }
     shared.tell(Event::Begin { done, total: config.run.steps });
     // Whoever watches is answered; there is no policy to swap.
-    let server = Server::bind(&config.run.directory, Arc::clone(&shared), bounded(0).0)?;
+    let server = Server::bind(&config.run.directory, Arc::clone(&shared), bounded(0).0, Labels::new(&config, &replay))?;
     let serving = realtime::spawn("socket", &shared, move || server.serve())?;
-    let recorder =
-        Recorder::new(Arc::clone(&replay), Arc::clone(&shared), Duration::from_secs_f64(config.replay.sync_every_s));
+    let recorder = Recorder::new(
+        Arc::clone(&replay),
+        Arc::clone(&shared),
+        Duration::from_secs_f64(config.replay.sync_every_s),
+        None,
+    );
     let started = clock::monotonic();
     let trainer = feed(records, done, recorder, trainer, &shared, &mut outlet);
     outlet.report_mut().seconds = clock::monotonic().since(started).as_secs_f64();

@@ -12,7 +12,7 @@ use super::child::Simulator;
 use super::event::Event;
 use crate::clock::Clock;
 use crate::config::{Bound, Config, Exploration, MOST_TRIAL_EPISODES, RewardSource};
-use crate::control::{ControlSettings, Fault, Limits, Range, Rules, Verdict};
+use crate::control::{ControlSettings, Fault, Limits, Person, PersonSlot, Range, Rules, Verdict};
 use crate::learner::LearnerError;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::PolicyError;
@@ -38,6 +38,14 @@ pub enum RuntimeError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The success classifier.
+    #[error("episode.classifier {path} cannot be used: {reason}")]
+    Classifier {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The replay buffer or the offline data.
     #[error(transparent)]
     Replay(#[from] ReplayError),
@@ -127,6 +135,10 @@ pub(super) struct Shared {
     pub total_steps: AtomicU64,
     /// What an operator says about the episode under way.
     pub verdict: Arc<Verdict>,
+    /// What a person commands.
+    pub person: Arc<PersonSlot>,
+    /// Commands of a person that were refused.
+    pub refused_commands: AtomicU64,
     /// The newest whole episodes, oldest first, at most five times [`MOST_TRIAL_EPISODES`].
     pub returns: Mutex<VecDeque<EpisodeReturn>>,
     /// Networks that the learner is to go on from; the learner empties it.
@@ -153,6 +165,8 @@ impl Shared {
             online_steps: AtomicU64::new(0),
             total_steps: AtomicU64::new(0),
             verdict: Arc::default(),
+            person: Arc::default(),
+            refused_commands: AtomicU64::new(0),
             returns: Mutex::default(),
             adoption: Mutex::default(),
             adopting: AtomicBool::new(false),
@@ -270,12 +284,20 @@ pub(super) fn control_settings(
     first_episode: u32,
     start_seed: u64,
     verdict: &Arc<Verdict>,
+    person: &Arc<PersonSlot>,
 ) -> ControlSettings {
     let reset_s = f64::from(config.robot.timeout_ms) / 1000.0;
     ControlSettings {
         period: period(config),
         max_steps: config.episode.max_steps,
         rules: rules(config, verdict),
+        person: Person {
+            slot: Arc::clone(person),
+            longest_age: longest_age(config),
+            blend_steps: (f64::from(config.intervention.blend_ms) / 1000.0 * config.robot.control_hz).round() as u32,
+            lost: config.intervention.lost,
+            ..Person::default()
+        },
         exploration,
         limits: Limits { magnitude: config.safety.action_limit, slew: config.safety.slew_per_step },
         stale_steps: config.safety.stale_steps,
@@ -284,6 +306,11 @@ pub(super) fn control_settings(
         first_episode,
         start_seed,
     }
+}
+
+/// Age at which a person's command counts as silence.
+pub(super) fn longest_age(config: &Config) -> Duration {
+    Duration::from_millis(config.intervention.max_age_ms.into())
 }
 
 /// The rules of `[episode]`; the configuration was checked: every entry has a name of the robot's.

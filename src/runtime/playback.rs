@@ -145,7 +145,7 @@ pub fn replay(
         producer,
         Arc::new(ControlCounters::default()),
         clock.clone(),
-        control_settings(config, config.policy.exploration, first, 0, &Arc::default()),
+        control_settings(config, config.policy.exploration, first, 0, &Arc::default(), &Arc::default()),
         stream(config.run.seed, EXPLORATION),
     );
     let mut player = Player { control, steps, clock, period: period(config), times: Histogram::default() };

@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const BUSY: &str = "the control loop does not take requests at present; the policy in use stays";
 
 /// Builds, checks and hands over.
+#[cfg_attr(test, expect(clippy::struct_excessive_bools, reason = "one is a fault that the tests inject"))]
 pub(super) struct Publisher {
     spaces: Spaces,
     config: PolicyConfig,
@@ -46,6 +47,9 @@ pub(super) struct Publisher {
     trial: Option<OnTrial>,
     /// The learner goes on from the last swap, and its policies are taken again when it does.
     adopting: bool,
+    /// Injected by the fault matrix.
+    #[cfg(test)]
+    pub panics: bool,
 }
 
 /// A policy from outside that may have to go back.
@@ -74,6 +78,8 @@ impl Publisher {
             kept: [None, None],
             trial: None,
             adopting: false,
+            #[cfg(test)]
+            panics: false,
         }
     }
 
@@ -91,6 +97,8 @@ impl Publisher {
 
     /// The learner's actors. Skipped while an operator's choice is held.
     pub(super) fn publish(&mut self, actor: &ActorWeights) {
+        #[cfg(test)]
+        assert!(!self.panics, "injected");
         self.handover.collect();
         if self.held {
             return;
@@ -142,7 +150,7 @@ impl Publisher {
                 (self.held, self.trial) = (false, None);
                 Reply::ok("the learner's next policy will be taken".into())
             }
-            Request::Status | Request::Judge { .. } | Request::Stop => {
+            Request::Status | Request::Label { .. } | Request::Stop => {
                 Reply::refused("not a request for the publisher".into())
             }
         }

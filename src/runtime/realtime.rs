@@ -148,6 +148,9 @@ fn pace(
         control.tick()?;
         let end = clock.now();
         counters.tick(wake, end.since(begin));
+        if let Some(age) = control.age() {
+            pacer.follow(age);
+        }
         counters.late.fetch_add(pacer.advance(end), Relaxed);
     }
     Ok(())

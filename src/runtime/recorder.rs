@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::classifier::Classifier;
 use super::event::Event;
 use super::parts::{Shared, lock};
 use crate::clock::{self, Stamp};
@@ -18,19 +19,26 @@ pub(super) struct Recorder {
     sync_every: Duration,
     last_sync: Stamp,
     broken: bool,
+    classifier: Option<Classifier>,
     /// A person chooses every action.
     person: bool,
     returns: ReturnTracker,
 }
 
 impl Recorder {
-    pub(super) fn new(replay: Arc<Mutex<Replay>>, shared: Arc<Shared>, sync_every: Duration) -> Self {
+    pub(super) fn new(
+        replay: Arc<Mutex<Replay>>,
+        shared: Arc<Shared>,
+        sync_every: Duration,
+        classifier: Option<Classifier>,
+    ) -> Self {
         Self {
             replay,
             shared,
             sync_every,
             last_sync: clock::monotonic(),
             broken: false,
+            classifier,
             person: false,
             returns: ReturnTracker::default(),
         }
@@ -49,6 +57,7 @@ impl Recorder {
     /// Takes one record; returns whether it ended a step.
     pub(super) fn take(&mut self, record: &StepRecord) -> bool {
         let transition = !record.flags.contains(StepFlags::OBSERVATION_ONLY);
+        self.classify(record);
         if self.broken {
             self.shared.unrecorded.fetch_add(1, Relaxed);
         } else {
@@ -74,6 +83,13 @@ impl Recorder {
             self.sync();
         }
         transition
+    }
+
+    fn classify(&mut self, record: &StepRecord) {
+        if let Some(Err(error)) = self.classifier.as_mut().map(|classifier| classifier.take(record)) {
+            self.classifier = None;
+            self.shared.fail(format!("the success classifier failed, episodes go on without it: {error}"));
+        }
     }
 
     /// Makes everything so far durable.

@@ -11,15 +11,18 @@ use crossbeam_channel::{Receiver, bounded};
 use rand::RngCore;
 
 use super::child::Simulator;
+use super::classifier::Classifier;
 use super::evaluate::evaluate;
 use super::event::{Event, Observer, UpdateLine};
 use super::parts::{
-    EXPLORATION, RuntimeError, Shared, control_settings, lock, move_aside, open_replay, period, reach_robot,
+    EXPLORATION, RuntimeError, Shared, control_settings, lock, longest_age, move_aside, open_replay, period,
+    reach_robot,
 };
+use super::person::PersonListener;
 use super::publisher::Publisher;
 use super::recorder::Recorder;
 use super::shadow::Kept;
-use super::socket::{Asked, Server};
+use super::socket::{Asked, Labels, Server};
 use super::source::ActionSource;
 use super::trainer::Trainer;
 use super::{lockstep, realtime, web};
@@ -65,6 +68,12 @@ pub(super) struct Work {
     pub clock: Clock,
     /// Steps of this process at which the run is complete.
     pub last_step: u64,
+}
+
+/// Ways in from other processes.
+struct Doors {
+    socket: Server,
+    person: Option<PersonListener>,
 }
 
 /// How the learning phase ended.
@@ -231,10 +240,10 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
         None => options.source.backend(config, lock(&replay).online().next_episode()),
     };
     let in_use = start.map(Kept::from);
-    let (work, simulator, server) =
+    let (work, simulator, doors) =
         assemble(config, options, &shared, &replay, trainer, (prepared, in_use), done, &mut outlet.report)?;
     let begin = clock::monotonic();
-    let ended = learn(work, config, server, &mut outlet)?;
+    let ended = learn(work, config, doors, &mut outlet)?;
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
     drop(simulator);
     finish(config, options, bundle.as_ref(), &shared, &replay, ended, &mut outlet)?;
@@ -300,7 +309,7 @@ fn assemble(
     (policy, in_use): (Box<dyn PolicyBackend>, Option<Kept>),
     done: u64,
     report: &mut Report,
-) -> Result<(Work, Option<Simulator>, Server), RuntimeError> {
+) -> Result<(Work, Option<Simulator>, Doors), RuntimeError> {
     let in_lockstep = config.run.clock == ClockKind::Lockstep;
     let clock = if in_lockstep { Clock::lockstep() } else { Clock::Monotonic };
     policy.engine().clone_into(&mut report.engine);
@@ -316,16 +325,25 @@ fn assemble(
         producer,
         Arc::clone(&shared.counters),
         clock.clone(),
-        control_settings(config, config.policy.exploration, first_episode, start_seed, &shared.verdict),
+        control_settings(config, config.policy.exploration, first_episode, start_seed, &shared.verdict, &shared.person),
         stream(seed, EXPLORATION),
     );
+    let person = PersonListener::bind(
+        &config.intervention.listen,
+        shared,
+        &clock,
+        config.robot.spaces.action_dim(),
+        longest_age(config),
+    )?;
+    let classifier = Classifier::load(config, &shared.verdict)?;
     control.start()?;
     let (ask, asked) = bounded(4);
-    let server = Server::bind(&config.run.directory, Arc::clone(shared), ask)?;
+    let labels = Labels::new(config, replay);
+    let socket = Server::bind(&config.run.directory, Arc::clone(shared), ask, labels)?;
     let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared))
         .with_swaps(&config.swap, Arc::clone(replay), in_use, trainer.is_some());
     let sync_every = Duration::from_secs_f64(config.replay.sync_every_s);
-    let mut recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every);
+    let mut recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every, classifier);
     recorder.mark_person(options.source.is_person());
     let last_step = config.run.steps - done;
     let period = period(config);
@@ -341,12 +359,14 @@ fn assemble(
         clock,
         last_step,
     };
-    Ok((work, simulator, server))
+    Ok((work, simulator, Doors { socket, person }))
 }
 
-fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
+fn learn(work: Work, config: &Config, doors: Doors, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
     let shared = Arc::clone(&work.shared);
-    let serving = realtime::spawn("socket", &shared, move || server.serve())?;
+    let Doors { socket, person } = doors;
+    let serving = realtime::spawn("socket", &shared, move || socket.serve())?;
+    let hearing = person.map(|person| realtime::spawn("person", &shared, move || person.serve())).transpose()?;
     let ended = match config.run.clock {
         ClockKind::Lockstep => lockstep::drive(work, outlet),
         ClockKind::Realtime => {
@@ -356,6 +376,7 @@ fn learn(work: Work, config: &Config, server: Server, outlet: &mut Outlet<'_>) -
     };
     shared.stop.store(true, Relaxed);
     let _ = serving.join();
+    let _ = hearing.map(std::thread::JoinHandle::join);
     Ok(ended)
 }
 

@@ -4,18 +4,20 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::parts::{RuntimeError, Shared};
+use super::event::Event;
+use super::parts::{RuntimeError, Shared, lock};
 use crate::clock::Clock;
-use crate::config::SwapAt;
-use crate::control::Outcome;
+use crate::config::{Config, EpisodeConfig, SwapAt};
+use crate::replay::Replay;
+use crate::spaces::Outcome;
 
 /// Longest request in bytes.
 const LONGEST: u64 = 8192;
@@ -44,10 +46,13 @@ pub enum Request {
     RollBack,
     /// Take the learner's policies again after a swap or a roll-back.
     Follow,
-    /// The operator's word on the episode under way: it ends, as a success or a failure.
-    Judge {
-        /// Which.
-        success: bool,
+    /// Somebody's word on an episode. The one under way ends with it; one that has ended is labelled in the replay.
+    Label {
+        /// What it was.
+        outcome: Outcome,
+        /// Which one; none: the one under way.
+        #[serde(default)]
+        episode: Option<u32>,
     },
     /// End the run orderly.
     Stop,
@@ -108,10 +113,28 @@ pub(super) struct Server {
     path: PathBuf,
     shared: Arc<Shared>,
     publisher: Sender<Asked>,
+    labels: Labels,
+}
+
+/// Where labels go that come late, and what success and failure are worth.
+pub(super) struct Labels {
+    replay: Arc<Mutex<Replay>>,
+    episode: EpisodeConfig,
+}
+
+impl Labels {
+    pub(super) fn new(config: &Config, replay: &Arc<Mutex<Replay>>) -> Self {
+        Self { replay: Arc::clone(replay), episode: config.episode.clone() }
+    }
 }
 
 impl Server {
-    pub(super) fn bind(directory: &Path, shared: Arc<Shared>, publisher: Sender<Asked>) -> Result<Self, RuntimeError> {
+    pub(super) fn bind(
+        directory: &Path,
+        shared: Arc<Shared>,
+        publisher: Sender<Asked>,
+        labels: Labels,
+    ) -> Result<Self, RuntimeError> {
         let path = directory.join(NAME);
         // The replay's lock has shown that no other process runs here: a socket file is a leftover.
         let _ = std::fs::remove_file(&path);
@@ -119,7 +142,7 @@ impl Server {
         let owner_only = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&path, owner_only).map_err(RuntimeError::file(&path))?;
         listener.set_nonblocking(true).map_err(RuntimeError::file(&path))?;
-        Ok(Self { listener, path, shared, publisher })
+        Ok(Self { listener, path, shared, publisher, labels })
     }
 
     /// Answers one request after the other.
@@ -148,16 +171,38 @@ impl Server {
                 self.shared.stop.store(true, Relaxed);
                 Reply::ok("stopping: the robot first, then everything else".into())
             }
-            Ok(Request::Judge { success }) => {
-                self.shared.verdict.say(if success { Outcome::Success } else { Outcome::Failure });
-                let word = if success { "success" } else { "failure" };
-                Reply::ok(format!("the episode ends as a {word} with its next step"))
-            }
+            Ok(Request::Label { outcome, episode }) => self.label(outcome, episode),
             Ok(request) => self.pass_on(request),
             Err(error) => Reply::refused(format!("not a request: {error}")),
         };
         let mut stream = stream;
         writeln!(stream, "{}", serde_json::to_string(&reply)?)
+    }
+
+    fn label(&self, outcome: Outcome, episode: Option<u32>) -> Reply {
+        let counters = &self.shared.counters;
+        let under_way = (counters.episodes.load(Relaxed) > 0).then(|| counters.episode.load(Relaxed) as u32);
+        let Some(episode) = episode.or(under_way) else {
+            return Reply::refused("no episode is under way".into());
+        };
+        let word = format!("{outcome:?}").to_lowercase();
+        if Some(episode) == under_way {
+            self.shared.verdict.say(episode, outcome);
+            return Reply::ok(format!("episode {episode} ends as a {word} with its next step"));
+        }
+        let worth = |outcome| match outcome {
+            Outcome::Success => self.labels.episode.success_reward,
+            Outcome::Failure => self.labels.episode.failure_reward,
+        };
+        match lock(&self.labels.replay).label(episode, outcome, worth) {
+            Ok(before) => {
+                let before = before.map_or(String::new(), |before| format!(", no more a {before:?}").to_lowercase());
+                let note = format!("episode {episode} is labelled a {word}{before}");
+                self.shared.tell(Event::Note(note.clone()));
+                Reply::ok(note)
+            }
+            Err(error) => Reply::refused(error.to_string()),
+        }
     }
 
     fn pass_on(&self, request: Request) -> Reply {
@@ -179,6 +224,9 @@ pub(super) fn status(shared: &Shared) -> Value {
         "dropped": c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed),
         "generation": c.generation.load(Relaxed), "swaps": c.swaps.load(Relaxed),
         "rollbacks": c.rollbacks.load(Relaxed), "refused_policies": c.refused_policies.load(Relaxed),
+        "person_steps": c.person_steps.load(Relaxed), "person_silent": c.person_silent.load(Relaxed),
+        "refused_commands": shared.refused_commands.load(Relaxed),
+        "episode": c.episode.load(Relaxed), "unheard_labels": shared.verdict.unheard.load(Relaxed),
         "episodes": c.episodes.load(Relaxed), "successes": c.successes.load(Relaxed),
         "task_failures": c.failures.load(Relaxed), "wake": c.latency(), "robot": c.robot.summary(),
         "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),

@@ -27,6 +27,10 @@ pub struct ControlCounters {
     pub bad_actions: AtomicU64,
     /// Actions that a limit changed.
     pub limited_actions: AtomicU64,
+    /// Actions in which a person had a part.
+    pub person_steps: AtomicU64,
+    /// Actions that were zero because the person in control was silent.
+    pub person_silent: AtomicU64,
     /// Policies taken over.
     pub swaps: AtomicU64,
     /// Roll-backs to the policy before.
@@ -35,6 +39,8 @@ pub struct ControlCounters {
     pub refused_policies: AtomicU64,
     /// Generation of the policy in use.
     pub generation: AtomicU64,
+    /// Number of the episode under way.
+    pub episode: AtomicU64,
     /// Episodes begun.
     pub episodes: AtomicU64,
     /// Episodes that ended as a success by the rules of `[episode]` or by an operator's word.

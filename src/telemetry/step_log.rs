@@ -103,12 +103,14 @@ impl<W: Write + Seek> StepLog<W> {
 }
 
 /// The flags that say something about a step of this robot.
-const FLAGS: [(&str, StepFlags); 5] = [
+const FLAGS: [(&str, StepFlags); 7] = [
     ("terminated", StepFlags::TERMINATED),
     ("truncated", StepFlags::TRUNCATED),
     ("gap_before", StepFlags::GAP),
     ("stale", StepFlags::STALE),
     ("intervention", StepFlags::INTERVENTION),
+    ("success", StepFlags::SUCCESS),
+    ("failure", StepFlags::FAILURE),
 ];
 
 fn message<W: Write + Seek>(

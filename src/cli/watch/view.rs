@@ -80,7 +80,7 @@ fn headline(view: &View<'_>) -> Line<'static> {
         " ".into(),
         state,
         steps.into(),
-        "   q quits".dim(),
+        "   s success, f failure, q quits".dim(),
     ])
 }
 

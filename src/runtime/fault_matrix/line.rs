@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use firmware_bridge::DriveState;
 
-use super::world::{Answer, LOST_STEPS, Line, PERIOD, Rig, STALE_STEPS, World, offer, rig};
+use super::world::{Answer, LOST_STEPS, Line, PERIOD, Rig, STALE_STEPS, World, offer, rig, settings};
 use crate::clock::Clock;
-use crate::control::{Fault, Limits, Offer, QUEUE_STEPS, SwapRequest};
+use crate::config::PersonLost;
+use crate::control::{Fault, Limits, Offer, Person, PersonSlot, QUEUE_STEPS, SwapRequest};
 use crate::robot::RobotError;
 use crate::runtime::parts::lock;
+use crate::spaces::StepFlags;
 use crate::telemetry::ControlCounters;
 
 /// Period in which the fault begins.
@@ -30,6 +32,10 @@ pub(super) struct Case {
     ticks: u32,
     /// Whether somebody takes the step records.
     recorded: bool,
+    /// Settings of a person who may take over.
+    person: fn() -> Person,
+    /// What the person does in a period, on the run's clock in microseconds.
+    commands: fn(u32, u64, &PersonSlot),
     /// Offered in period [`FAULT_AT`].
     offered: Option<fn() -> Offer>,
     /// The fault for which the robot is stopped.
@@ -48,11 +54,27 @@ const NORMAL: Case = Case {
     max_steps: 10_000,
     ticks: 80,
     recorded: true,
+    person: Person::default,
+    commands: |_, _, _| {},
     offered: None,
     stopped: None,
     safe_at: None,
     check: |_, _| {},
 };
+
+/// What the person commands: beyond what the limits of the case allow.
+const PERSON: f32 = 0.9;
+
+fn person(lost: PersonLost) -> Person {
+    Person { longest_age: 4 * PERIOD, blend_steps: 4, lost, ..Person::default() }
+}
+
+/// In control from the tenth period, until the source falls silent so that the loop notices in period [`FAULT_AT`].
+fn falls_silent(tick: u32, now_us: u64, slot: &PersonSlot) {
+    if (10..=FAULT_AT - 5).contains(&tick) {
+        slot.command(&[PERSON], now_us).unwrap();
+    }
+}
 
 /// The policy's n-th run is in the control loop's tick n + 1.
 fn faulty(run: u32) -> bool {
@@ -154,6 +176,13 @@ pub(super) const CASES: &[Case] = &[
         ..NORMAL
     },
     Case {
+        fault: "The robot sends subnormal numbers",
+        line: |t| if t >= FAULT_AT { Line::Subnormal } else { Line::Good },
+        // The scripted policy refuses to see one.
+        check: |world, _| assert!(world.commands.last().unwrap().1[0] > 0.0, "goes on"),
+        ..NORMAL
+    },
+    Case {
         fault: "The robot sends another number of values",
         exit_code: 1,
         line: |t| if t == FAULT_AT { Line::Longer } else { Line::Good },
@@ -226,6 +255,61 @@ pub(super) const CASES: &[Case] = &[
         ..NORMAL
     },
     Case {
+        fault: "A person takes over and lets go",
+        person: || person(PersonLost::Hold),
+        commands: |tick, now_us, slot| match tick {
+            20..40 => slot.command(&[PERSON], now_us).unwrap(),
+            40 => slot.release(now_us).unwrap(),
+            _ => {}
+        },
+        limits: Limits { magnitude: 0.5, slew: 0.25 },
+        check: |world, counters| {
+            assert!(world.commands.iter().all(|(_, action)| action[0] > 0.0 && action[0] <= 0.5));
+            assert!(world.commands.windows(2).all(|w| (w[1].1[0] - w[0].1[0]).abs() <= 0.25), "no jump");
+            assert_eq!(world.commands[30].1[0], 0.5, "the limit, not the person's {PERSON}");
+            assert!(world.commands.last().unwrap().1[0] < 0.11, "the policy's again");
+            // Twenty in control, three while it passes back.
+            assert_eq!((counters.person_steps.load(Relaxed), counters.person_silent.load(Relaxed)), (23, 0));
+        },
+        ..NORMAL
+    },
+    Case {
+        fault: "The person in control is silent, `intervention.lost = \"hold\"`",
+        person: || person(PersonLost::Hold),
+        commands: |tick, now_us, slot| match tick {
+            40 => slot.release(now_us).unwrap(),
+            _ => falls_silent(tick, now_us, slot),
+        },
+        safe_at: Some(FAULT_AT),
+        check: |world, counters| {
+            let still = |tick: u32| (FAULT_AT..40).contains(&tick);
+            assert!(world.commands.iter().all(|(tick, action)| (action[0] == 0.0) == still(*tick)));
+            assert_eq!(counters.person_silent.load(Relaxed), 20);
+            assert!(world.commands[41].1[0] < 0.11 && world.commands.last().unwrap().1[0] > 0.09, "blended back");
+        },
+        ..NORMAL
+    },
+    Case {
+        fault: "The person in control is silent, `intervention.lost = \"policy\"`",
+        person: || person(PersonLost::Policy),
+        commands: falls_silent,
+        check: |world, counters| {
+            let action = |tick: u32| world.commands.iter().find(|(at, _)| *at == tick).unwrap().1[0];
+            assert!(action(FAULT_AT - 1) > 0.7 && action(FAULT_AT) < action(FAULT_AT - 1), "passes back at once");
+            assert!(action(FAULT_AT + 4) < 0.11 && counters.person_silent.load(Relaxed) == 0);
+        },
+        ..NORMAL
+    },
+    Case {
+        fault: "The person in control is silent, `intervention.lost = \"stop\"`",
+        exit_code: 1,
+        person: || person(PersonLost::Stop),
+        commands: falls_silent,
+        stopped: Some(|fault| matches!(fault, Fault::PersonLost)),
+        safe_at: Some(FAULT_AT),
+        ..NORMAL
+    },
+    Case {
         fault: "The step queue is full",
         exit_code: 1,
         ticks: QUEUE_STEPS as u32 + 50,
@@ -248,13 +332,18 @@ fn every_fault_of_line_robot_and_policy_leaves_the_robot_still() {
 }
 
 fn run(case: &Case) {
-    let Rig { world, mut control, handover, mut steps, counters, clock } =
-        rig(case.line, case.answer, case.max_steps, case.limits, Clock::lockstep(), std::sync::Arc::default());
+    let person = (case.person)();
+    let slot = std::sync::Arc::clone(&person.slot);
+    let settings = settings(case.max_steps, case.limits, person);
+    let Rig { world, mut control, mut handover, mut steps, counters, clock } =
+        rig(case.line, case.answer, settings, Clock::lockstep(), std::sync::Arc::default());
+    let mut recorded = 0;
     let mut stopped = None;
     for tick in 0..case.ticks {
         if let Some(offered) = case.offered.filter(|_| tick == FAULT_AT) {
             handover.send(SwapRequest::Offer(offered()), Duration::ZERO).unwrap();
         }
+        (case.commands)(tick, clock.now().0, &slot);
         if let Err(fault) = control.tick() {
             control.stop();
             stopped = Some(fault);
@@ -262,9 +351,15 @@ fn run(case: &Case) {
         }
         lock(&world).period();
         clock.advance(PERIOD);
-        while case.recorded && steps.pop().is_some() {}
+        while case.recorded
+            && let Some(step) = steps.pop()
+        {
+            recorded += u64::from(step.flags.contains(StepFlags::INTERVENTION));
+        }
     }
     control.finish();
+    recorded += std::iter::from_fn(|| steps.pop()).filter(|s| s.flags.contains(StepFlags::INTERVENTION)).count() as u64;
+    assert_eq!(recorded, counters.person_steps.load(Relaxed), "{}: flagged steps", case.fault);
     let world = lock(&world);
     match (&stopped, case.stopped) {
         (None, None) => {

@@ -26,6 +26,21 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "firmware-bridge/src/drive/tests.rs",
         "a_pause_after_reset_is_no_fault_and_old_commands_stay_old",
     ),
+    (
+        "A person's command is damaged, old, or no action of this robot",
+        "src/runtime/person.rs",
+        "damaged_old_and_foreign_commands_are_refused_and_counted",
+    ),
+    (
+        "A word on an episode comes after its end",
+        "src/runtime/classifier.rs",
+        "a_lost_step_ends_the_row_and_a_late_word_is_not_the_next_episodes",
+    ),
+    (
+        "A label for an episode whose end is not in the buffer",
+        "tests/replay_transitions.rs",
+        "labels_reach_the_end_of_their_episode_or_nothing",
+    ),
     ("Required rights are refused", "tests/operator.rs", "a_required_right_that_is_refused_is_an_error"),
 ];
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::world::{Answer, Line, PERIOD, Rig, rig};
+use super::world::{Answer, Line, PERIOD, Rig, rig, settings};
 use crate::clock::Clock;
 use crate::config::{Config, PretrainConfig, SamplerKind, SwapAt, SwapConfig};
-use crate::control::Limits;
+use crate::control::{Limits, Person};
 use crate::learner::Dims;
 use crate::learner::pretrain::Pretrainer;
 use crate::nn::weights::EnsembleWeights;
@@ -78,8 +78,13 @@ impl World {
         let layout = Layout { observation_dim: 3, action_dim: 1, schema_hash: 0 };
         let store = Store::in_memory(layout, 16_384).unwrap();
         let replay = Arc::new(Mutex::new(Replay::new(None, store, &config.replay).unwrap()));
-        let mut rig =
-            rig(|_| Line::Good, |_| Answer::Mean(0.0), LENGTH, limits, Clock::lockstep(), Arc::clone(&shared.counters));
+        let mut rig = rig(
+            |_| Line::Good,
+            |_| Answer::Mean(0.0),
+            settings(LENGTH, limits, Person::default()),
+            Clock::lockstep(),
+            Arc::clone(&shared.counters),
+        );
         let (_, unused) = crate::control::policy_slot(super::world::offer(|_| Answer::Mean(0.0), 1, 0));
         let handover = std::mem::replace(&mut rig.handover, unused);
         let in_use = Kept::from(Source::Ensemble(&weights(0.0, 0).actor));
@@ -89,7 +94,7 @@ impl World {
             Some(in_use),
             learns,
         );
-        let recorder = Recorder::new(replay, Arc::clone(&shared), Duration::from_secs(1));
+        let recorder = Recorder::new(replay, Arc::clone(&shared), Duration::from_secs(1), None);
         let folder = tempfile::tempdir().unwrap();
         let mut world = Self { rig: Some(rig), recorder, publisher, shared, events, folder, records: Vec::new() };
         world.play(4 * TICKS);

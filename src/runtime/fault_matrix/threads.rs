@@ -8,13 +8,15 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use firmware_bridge::DriveState;
 
-use super::world::{Answer, Line, PERIOD, Rig, World, rig};
+use super::world::{Answer, Line, PERIOD, Rig, World, rig, settings};
 use crate::clock::Clock;
 use crate::config::{Config, PretrainConfig, RealtimeConfig, SamplerKind};
-use crate::control::Limits;
+use crate::control::{ControlSettings, Limits, Person};
 use crate::learner::Dims;
 use crate::learner::pretrain::Pretrainer;
+use crate::policy::PolicyError;
 use crate::replay::{Access, Layout, Region, Replay, Store};
+use crate::runtime::classifier::Classifier;
 use crate::runtime::event::{Event, Observer};
 use crate::runtime::parts::{Shared, lock};
 use crate::runtime::publisher::Publisher;
@@ -34,6 +36,10 @@ enum Trouble {
     Panic(&'static str),
     /// The replay cannot be synced.
     DiskFull,
+    /// The success classifier fails.
+    Classifier,
+    /// The publisher's thread panics when it is asked for something.
+    PublisherPanics,
     /// The learner cannot write its checkpoint.
     CheckpointRefused,
     /// The policy panics in the control thread.
@@ -80,6 +86,20 @@ pub(super) const CASES: &[Case] = &[
         exit_code: 1,
         trouble: Trouble::DiskFull,
         says: "recording stopped, steps are lost from now on",
+        goes_on: true,
+    },
+    Case {
+        fault: "The success classifier fails",
+        exit_code: 1,
+        trouble: Trouble::Classifier,
+        says: "the success classifier failed, episodes go on without it",
+        goes_on: true,
+    },
+    Case {
+        fault: "The publisher panics",
+        exit_code: 1,
+        trouble: Trouble::PublisherPanics,
+        says: "the publisher thread panicked",
         goes_on: true,
     },
     Case {
@@ -170,7 +190,10 @@ fn live(world: &Arc<Mutex<World>>, over: &Arc<AtomicBool>) -> std::thread::JoinH
 
 fn run(case: &Case) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path());
+    let mut config = config(folder.path());
+    if case.trouble == Trouble::PublisherPanics {
+        config.policy.publish_every = 5;
+    }
     let spaces = config.robot.spaces.clone();
     let (sender, events) = bounded(4096);
     let shared = Shared::new(sender, Arc::default());
@@ -187,17 +210,25 @@ fn run(case: &Case) {
     };
     let limits = Limits { magnitude: 1.0, slew: 2.0 };
     let counters = Arc::clone(&shared.counters);
+    // Two seconds: a busy machine may stall the robot's thread, which is not what this looks for.
+    let settings = ControlSettings { lost_steps: 400, ..settings(1000, limits, Person::default()) };
     let Rig { world, control, handover, steps, clock, .. } =
-        rig(|_| Line::Good, answer, 1000, limits, Clock::Monotonic, counters);
+        rig(|_| Line::Good, answer, settings, Clock::Monotonic, counters);
     let over = Arc::new(AtomicBool::new(false));
     let robot = live(&world, &over);
 
+    let classifier = (case.trouble == Trouble::Classifier).then(|| {
+        let failing = Box::new(|_: &[f32]| Err(PolicyError::ObservationNotFinite { index: 0 }));
+        Classifier::new(failing, 0.5, 1, Arc::clone(&shared.verdict))
+    });
+    let mut publisher = Publisher::new(spaces, config.policy.clone(), handover, Arc::clone(&shared));
+    publisher.panics = case.trouble == Trouble::PublisherPanics;
     let work = Work {
         control,
         steps,
-        recorder: Recorder::new(replay, Arc::clone(&shared), Duration::from_millis(50)),
+        recorder: Recorder::new(replay, Arc::clone(&shared), Duration::from_millis(50), classifier),
         trainer: Some(trainer),
-        publisher: Publisher::new(spaces, config.policy.clone(), handover, Arc::clone(&shared)),
+        publisher,
         asked: bounded(1).1,
         shared: Arc::clone(&shared),
         period: PERIOD,

@@ -8,7 +8,7 @@ use firmware_bridge::{DriveState, Frame, MAX_FRAME, Message};
 use crate::clock::Clock;
 use crate::config::Exploration;
 use crate::control::{
-    ControlLoop, ControlSettings, Limits, Offer, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
+    ControlLoop, ControlSettings, Limits, Offer, Person, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
 };
 use crate::learner::stream;
 use crate::policy::{PolicyBackend, PolicyError, PolicyOutput};
@@ -36,6 +36,8 @@ pub(super) enum Line {
     Repeated,
     /// The observation holds a NaN.
     NotFinite,
+    /// The observation holds a subnormal number.
+    Subnormal,
     /// One entry too many.
     Longer,
     /// And the command of this period comes damaged.
@@ -124,6 +126,7 @@ impl World {
             state.faults = firmware_bridge::Faults(u16::from(drive == DriveState::Fault));
             match event {
                 Line::NotFinite => state.observation[0] = f32::NAN,
+                Line::Subnormal => state.observation[0] = f32::MIN_POSITIVE / 2.0,
                 Line::Longer => _ = state.observation.push(0.0),
                 _ => {}
             }
@@ -239,7 +242,8 @@ pub(super) struct Scripted {
 }
 
 impl PolicyBackend for Scripted {
-    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+        assert!(!observation.iter().any(|value| value.is_subnormal()), "{observation:?}");
         let answer = (self.answer)(self.runs);
         self.runs += 1;
         out.action_dim = self.actions;
@@ -280,11 +284,26 @@ pub(super) struct Rig {
     pub clock: Clock,
 }
 
+pub(super) fn settings(max_steps: u32, limits: Limits, person: Person) -> ControlSettings {
+    ControlSettings {
+        period: PERIOD,
+        max_steps,
+        rules: Rules::default(),
+        person,
+        exploration: Exploration::Deterministic,
+        limits,
+        stale_steps: STALE_STEPS,
+        lost_steps: LOST_STEPS,
+        reset_steps: 10,
+        first_episode: 0,
+        start_seed: 0,
+    }
+}
+
 pub(super) fn rig(
     line: fn(u32) -> Line,
     answer: fn(u32) -> Answer,
-    max_steps: u32,
-    limits: Limits,
+    settings: ControlSettings,
     clock: Clock,
     counters: Arc<ControlCounters>,
 ) -> Rig {
@@ -294,18 +313,6 @@ pub(super) fn rig(
     let robot = FirmwareRobot::connect(link, &spaces(), PERIOD, false, 100, timeout, clock.clone()).unwrap();
     let (slot, handover) = policy_slot(offer(answer, 1, 0));
     let (producer, steps) = step_queue();
-    let settings = ControlSettings {
-        period: PERIOD,
-        max_steps,
-        rules: Rules::default(),
-        exploration: Exploration::Deterministic,
-        limits,
-        stale_steps: STALE_STEPS,
-        lost_steps: LOST_STEPS,
-        reset_steps: 10,
-        first_episode: 0,
-        start_seed: 0,
-    };
     let rng = stream(0, "fault matrix");
     let mut control =
         ControlLoop::new(Box::new(robot), slot, producer, Arc::clone(&counters), clock.clone(), settings, rng);

@@ -9,5 +9,5 @@ mod rig;
 mod swaps;
 
 pub use cyclictest::Cyclictest;
-pub use pacing::{Pacing, PacingOptions, PacingRow, Scheme, measure_pacing};
+pub use pacing::{Pacing, PacingOptions, PacingRow, Scheme, measure_pacing, median};
 pub use swaps::{SwapOptions, SwapReport, measure_swaps};

@@ -83,7 +83,8 @@ pub struct Pacing {
     pub cyclictest: Option<Cyclictest>,
 }
 
-/// Measures one scheme after the other, on a thread with the rights of the control thread; then cyclictest.
+/// Measures one scheme after the other, on a thread with the rights of the control thread, and cyclictest right after
+/// the first: what a shared machine does changes within seconds.
 ///
 /// # Errors
 /// When the control loop or the learner cannot be built.
@@ -91,7 +92,7 @@ pub fn measure_pacing(options: &PacingOptions) -> Result<Pacing, RuntimeError> {
     let cpu = if options.cpu < 0 { rights::last_processor() } else { options.cpu };
     let weights = ensemble()?;
     let learner = options.learner.then(|| BusyLearner::start(&weights, cpu)).transpose()?;
-    let rows = options.schemes.iter().map(|scheme| {
+    let row = |scheme: &Scheme| {
         std::thread::scope(|scope| {
             let measured = Builder::new().name("control".into()).spawn_scoped(scope, || {
                 let config = RealtimeConfig { cpu, ..RealtimeConfig::default() };
@@ -101,11 +102,33 @@ pub fn measure_pacing(options: &PacingOptions) -> Result<Pacing, RuntimeError> {
             let measured = measured.map_err(RuntimeError::file("control".as_ref()))?;
             measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-    });
-    let rows = rows.collect::<Result<_, _>>()?;
+    };
+    let mut rows = options.schemes.iter().take(1).map(row).collect::<Result<Vec<_>, _>>()?;
     let cyclictest = cyclictest::run(options.hz, options.seconds, cpu, options.learner);
+    for scheme in options.schemes.iter().skip(1) {
+        rows.push(row(scheme)?);
+    }
     drop(learner);
     Ok(Pacing { rows, cyclictest })
+}
+
+/// Of several rounds of the same measurement, each row with the median p99; its maximum is that of all rounds.
+pub fn median(rounds: Vec<Pacing>) -> Pacing {
+    fn middle<T>(all: impl Iterator<Item = T>, wake: fn(&mut T) -> &mut LatencySummary) -> Option<T> {
+        let mut all: Vec<_> = all.map(|mut one| (*wake(&mut one), one)).collect();
+        all.sort_by_key(|(seen, _)| seen.p99_us);
+        let max_us = all.iter().map(|(seen, _)| seen.max_us).max()?;
+        let (_, mut one) = all.swap_remove(all.len() / 2);
+        wake(&mut one).max_us = max_us;
+        Some(one)
+    }
+    let mut median = Pacing::default();
+    for scheme in Scheme::ALL {
+        let rows = rounds.iter().flat_map(|round| &round.rows).filter(|row| row.scheme == scheme).cloned();
+        median.rows.extend(middle(rows, |row| &mut row.wake));
+    }
+    median.cyclictest = middle(rounds.into_iter().filter_map(|round| round.cyclictest), |c| &mut c.wake);
+    median
 }
 
 /// The work of a tick.
@@ -217,6 +240,17 @@ fn sleeps(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_median_round_counts_and_the_largest_maximum() {
+        let round = |p99_us, max_us| {
+            let wake = LatencySummary { p99_us, max_us, ..LatencySummary::default() };
+            Pacing { rows: Vec::new(), cyclictest: Some(Cyclictest { hz: 1.0, learner: false, wake }) }
+        };
+        let wake = median(vec![round(50, 60), round(7000, 9000), round(40, 10_000)]).cyclictest.unwrap().wake;
+        assert_eq!((wake.p99_us, wake.max_us), (50, 10_000));
+        assert!(median(Vec::new()).cyclictest.is_none());
+    }
 
     #[test]
     fn deadlines_do_not_drift_and_sleeping_after_the_work_does() {

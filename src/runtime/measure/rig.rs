@@ -11,7 +11,7 @@ use rand::Rng;
 use crate::clock::Clock;
 use crate::config::{Exploration, LearnerConfig, PretrainConfig, ReplayConfig};
 use crate::control::{
-    ControlLoop, ControlSettings, Limits, Offer, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
+    ControlLoop, ControlSettings, Limits, Offer, Person, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
 };
 use crate::learner::pretrain::Pretrainer;
 use crate::learner::{Dims, Learner, stream};
@@ -62,6 +62,7 @@ impl Rig {
             period,
             max_steps: 1000,
             rules: Rules::default(),
+            person: Person::default(),
             exploration: Exploration::Deterministic,
             limits: Limits { magnitude: 1.0, slew: 2.0 },
             stale_steps: 2,

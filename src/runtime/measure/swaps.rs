@@ -113,7 +113,7 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
     let weights = ensemble()?;
     let mut actor = weights.actor.clone();
     let period = Duration::from_secs_f64(1.0 / options.hz);
-    let Rig { mut control, handover, mut steps, counters } = Rig::new(period, offer(&actor, 0)?)?;
+    let Rig { mut control, mut handover, mut steps, counters } = Rig::new(period, offer(&actor, 0)?)?;
     let learner = options.learner.then(|| BusyLearner::start(&weights, cpu)).transpose()?;
     let stop = std::sync::atomic::AtomicBool::new(false);
     let begin = precise();
@@ -148,7 +148,7 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
                     check(&record);
                 }
             }
-            Ok::<_, RuntimeError>(roll_back(&handover, &counters, period))
+            Ok::<_, RuntimeError>(roll_back(&mut handover, &counters, period))
         };
         let rolled_back = publish();
         stop.store(true, Relaxed);
@@ -204,7 +204,7 @@ fn drive(
 }
 
 /// Whether the policy before is in use after the first tick that ends after the request.
-fn roll_back(handover: &crate::control::PolicyHandover, counters: &ControlCounters, period: Duration) -> bool {
+fn roll_back(handover: &mut crate::control::PolicyHandover, counters: &ControlCounters, period: Duration) -> bool {
     let clock = Clock::Monotonic;
     // Whatever was offered before is taken in the meantime.
     clock.sleep_until(clock.now().plus(5 * period));
