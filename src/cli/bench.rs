@@ -1,4 +1,4 @@
-//! `fieldtune bench`: measurements of the real-time parts on this machine.
+//! `fieldtune bench`: measurements on this machine.
 
 use fieldtune::runtime::measure::{
     Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_pacing, measure_swaps, median,
@@ -6,7 +6,9 @@ use fieldtune::runtime::measure::{
 use fieldtune::telemetry::LatencySummary;
 use serde::Serialize;
 
-/// Measure the real-time parts on this machine.
+use super::bench_learner;
+
+/// Measure this program on this machine.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// How the control loop keeps its deadlines, beside cyclictest and three other ways to sleep.
@@ -48,6 +50,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    Learner(bench_learner::Args),
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
@@ -57,6 +60,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
             show_loops(&report, *json, *check)
         }
         Command::Swap { swaps, hz, cpu, json } => bench_swap(*swaps, *hz, *cpu, *json),
+        Command::Learner(args) => bench_learner::run(args).map(|()| true),
     }
 }
 
@@ -70,7 +74,8 @@ fn measure_loops(seconds: f64, rounds: u32, rates: &[f64], cpu: i32) -> anyhow::
     let mut report = LoopReport { measured: Vec::new(), failed: Vec::new() };
     for learner in [false, true] {
         for hz in rates.iter().copied() {
-            let options = PacingOptions { hz, seconds, cpu, learner, schemes: Scheme::ALL.to_vec() };
+            let schemes = Scheme::ALL.to_vec();
+            let options = PacingOptions { hz, seconds, cpu, learner, schemes, cyclictest: true };
             let rounds = (0..rounds).map(|_| measure_pacing(&options)).collect::<Result<_, _>>()?;
             report.measured.push(median(rounds));
         }

@@ -193,6 +193,8 @@ pub struct Bound {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
+    /// Whichever makes an update in less time at the start; the processor where there is no GPU.
+    Auto,
     /// The processor.
     Cpu,
     /// An NVIDIA GPU; needs the `cuda` feature.

@@ -107,6 +107,7 @@ macro_rules! launch {
 pub(crate) use launch;
 
 /// An argument as the kernel gets it.
+#[cfg_attr(not(any(feature = "cuda", host_kernels)), allow(dead_code, reason = "nothing here can read it"))]
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Passed {
     Address(u64),
@@ -129,6 +130,7 @@ impl Reading<'_> {
 
 /// One batched matrix product `C_i = op(A_i) op(B_i)` in the terms of cuBLAS: matrices are column-major, `lda` is
 /// the distance of columns, `stride_a` that of batch entries, all in numbers.
+#[cfg_attr(not(any(feature = "cuda", host_kernels)), allow(dead_code, reason = "nothing here can read it"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gemm {
     /// Whether `A` is transposed first.

@@ -4,8 +4,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor};
 
 use super::batch::{Batch, Dims};
+use super::critics::{next_output, noise_like};
 use super::networks::{Anchor, Networks};
-use super::streams::{Streams, normal};
+use super::streams::Streams;
 use crate::config::{ActorLoss, LearnerConfig, TemperatureForm, TemperatureStates};
 use crate::nn::{LogStdBounds, tanh_gaussian};
 use crate::rl::{actor, entropy, state_action};
@@ -36,11 +37,9 @@ pub(super) fn pass(
     batch: &Batch,
     streams: &mut Streams,
 ) -> Result<ActorPass> {
-    let shape = (batch.observation.dim(0)?, dims.action);
-    let device = batch.observation.device();
-    let noise = Tensor::from_vec(normal(&mut streams.noise, shape.0 * shape.1), shape, device)?;
     let temperature = networks.temperature()?;
     let output = networks.actor.forward(&batch.observation)?;
+    let noise = noise_like(&batch.action, &mut streams.noise)?;
     let sample = tanh_gaussian::draw(&output, &noise, config.log_std)?;
     let data_log_prob = || {
         let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
@@ -75,9 +74,8 @@ pub(super) fn pass(
     let log_prob = match config.temperature_states {
         TemperatureStates::Current => sample.log_prob.detach(),
         TemperatureStates::Next => {
-            let output = networks.actor.forward_detached(&batch.next_observation)?;
-            let noise = Tensor::from_vec(normal(&mut streams.temperature_noise, shape.0 * shape.1), shape, device)?;
-            tanh_gaussian::draw(&output, &noise, config.log_std)?.log_prob
+            let noise = noise_like(&batch.action, &mut streams.temperature_noise)?;
+            tanh_gaussian::draw(&next_output(networks, batch)?, &noise, config.log_std)?.log_prob
         }
     };
     let (parameter, wanted) = (networks.temperature_parameter.as_tensor(), config.target_entropy * dims.action as f64);

@@ -37,6 +37,8 @@ pub(super) struct Batch {
     pub(super) next_observation: Tensor,
     /// `(B)`: the return that followed, minus infinity where none is known. Only for Cal-QL.
     pub(super) lower_bound: Option<Tensor>,
+    /// What the actors answer to `next_observation`, `(members, B, 2 action)`, where it is known. Without gradient.
+    pub(super) next_output: Option<Tensor>,
 }
 
 impl Batch {
@@ -65,6 +67,7 @@ impl Batch {
             terminated,
             next_observation,
             lower_bound: lower_bound.map(|bound| Tensor::from_vec(bound, rows, device)).transpose()?,
+            next_output: None,
         })
     }
 
@@ -79,6 +82,7 @@ impl Batch {
             terminated: join(|b| &b.terminated)?,
             next_observation: join(|b| &b.next_observation)?,
             lower_bound: None,
+            next_output: None,
         })
     }
 }

@@ -10,6 +10,7 @@ use super::metrics::{Laps, Timings};
 use super::networks::Networks;
 use super::streams::{Streams, normal};
 use crate::config::{CriticLoss, LearnerConfig, TargetKind};
+use crate::kernels;
 use crate::nn::tanh_gaussian::{self, Sample};
 use crate::nn::{Stack, pointwise};
 use crate::rl::critic::{self, EntropyTerm, TargetOperator};
@@ -86,32 +87,66 @@ pub(super) fn pass(
 /// `y_i = r + gamma (1 - terminated)(V_i(s', a') - alpha log pi(a'|s'))`, `(members, B)`; all members share `a'`. With the
 /// entropy, the anchor's cost counts as well.
 fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &mut Streams) -> Result<Tensor> {
-    let sample = policy(networks, config, &batch.next_observation, &mut streams.next_noise, 1)?;
-    let (action, log_prob) = (sample.action.squeeze(0)?, sample.log_prob.squeeze(0)?);
-    let pre_tanh = sample.pre_tanh.squeeze(0)?;
+    let noise = noise_like(&batch.action, &mut streams.next_noise)?;
+    let Sample { action, log_prob, pre_tanh } =
+        tanh_gaussian::draw(&next_output(networks, batch)?, &noise, config.log_std)?;
     let rows = state_action(&batch.next_observation, &action)?;
-    let (q1, q2) =
-        (networks.target1.forward_detached(&rows)?.squeeze(2)?, networks.target2.forward_detached(&rows)?.squeeze(2)?);
+    let targets = [&networks.target1, &networks.target2];
+    let members = networks.critic1.members();
     let operator = match config.target_operator {
         TargetKind::OwnTwinMin => TargetOperator::OwnTwinMin,
         TargetKind::MeanOfTwinMin => TargetOperator::MeanOfTwinMin,
         TargetKind::EnsembleMin => TargetOperator::EnsembleMin,
         TargetKind::WeightedMinPair => TargetOperator::WeightedMinPair,
-        TargetKind::Redq => TargetOperator::Redq { indices: subset(config, 2 * q1.dim(0)?, &mut streams.subset) },
+        TargetKind::Redq => TargetOperator::Redq { indices: subset(config, 2 * members, &mut streams.subset) },
     };
     let temperature = networks.temperature()?;
     let entropy = EntropyTerm { temperature: &temperature, next_log_prob: &log_prob };
     let entropy = config.entropy_backup.then_some(entropy);
-    if let (Some(anchor), true) = (&networks.anchor, config.entropy_backup) {
-        let cost = anchor.cost(config, &batch.next_observation, &pre_tanh, &log_prob)?;
-        let value = critic::next_value(&q1, &q2, &operator)?.broadcast_sub(&cost)?;
-        return critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount);
+    let cost = match (&networks.anchor, config.entropy_backup) {
+        (Some(anchor), true) => Some(anchor.cost(config, &batch.next_observation, &pre_tanh, &log_prob)?),
+        _ => None,
+    };
+    let target_of = |value: Tensor| {
+        let value = cost.as_ref().map_or(Ok(value.clone()), |cost| value.broadcast_sub(cost))?;
+        critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount)
+    };
+    if let (TargetOperator::Redq { indices }, false) = (&operator, kernels::take(&rows)) {
+        // Only those that were drawn. A GPU evaluates all: its work then has the same shape in every update.
+        let (first, second) = halves(indices, members);
+        let pool = [targets[0].forward_of(&first, &rows)?, targets[1].forward_of(&second, &rows)?];
+        return target_of(critic::least(&Tensor::cat(&pool, 0)?.squeeze(2)?, members)?);
+    }
+    let [q1, q2] = targets.map(|stack| stack.forward_detached(&rows)?.squeeze(2));
+    let (q1, q2) = (q1?, q2?);
+    if cost.is_some() {
+        return target_of(critic::next_value(&q1, &q2, &operator)?);
     }
     critic::bootstrapped_target((&q1, &q2), &operator, &batch.reward, &batch.terminated, entropy, config.discount)
 }
 
+/// What the actors answer to the next states, `(members, B, 2 action)`, without gradient.
+pub(super) fn next_output(networks: &Networks, batch: &Batch) -> Result<Tensor> {
+    match &batch.next_output {
+        Some(known) => Ok(known.clone()),
+        None => networks.actor.forward_detached(&batch.next_observation),
+    }
+}
+
+/// Standard normal noise of the shape of `t`.
+pub(super) fn noise_like(t: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+    Tensor::from_vec(normal(rng, t.elem_count()), t.shape(), t.device())
+}
+
+/// Places in the pool as members of the first and of the second twin. The least of them does not depend on their order.
+fn halves(places: &[u32], members: usize) -> (Vec<usize>, Vec<usize>) {
+    let places = places.iter().map(|place| *place as usize);
+    let (first, second): (Vec<usize>, Vec<usize>) = places.partition(|place| *place < members);
+    (first, second.into_iter().map(|place| place - members).collect())
+}
+
 /// Places in the pool of target critics that REDQ takes this time.
-fn subset(config: &LearnerConfig, pool: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
+pub(super) fn subset(config: &LearnerConfig, pool: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
     if config.redq_replacement {
         (0..config.redq_subset).map(|_| rng.random_range(0..pool as u32)).collect()
     } else {

@@ -76,6 +76,11 @@ impl Density {
         replay.sample_source(Source::Offline, rows, &mut self.offline_rng, &mut self.offline)
     }
 
+    /// The two minibatches drawn last: online, offline.
+    pub(super) fn drawn(&self) -> (&Minibatch, &Minibatch) {
+        (&self.online, &self.offline)
+    }
+
     /// Loss and gradients on the two minibatches drawn last, and priorities of the rows `state_action` (`B`, `s ++ a`).
     pub(super) fn evaluate(&self, state_action: &Tensor, dims: Dims) -> Result<Evaluation> {
         let device = state_action.device();

@@ -199,10 +199,10 @@ pub(super) fn temperature_parameter(weights: &EnsembleWeights, config: &LearnerC
     parameter as f32
 }
 
-/// The tensor library's device.
+/// The tensor library's device; the processor where nobody has chosen yet ([`super::choose`]).
 pub(super) fn device(kind: DeviceKind) -> Result<Device, LearnerError> {
     match kind {
-        DeviceKind::Cpu => Ok(Device::Cpu),
+        DeviceKind::Cpu | DeviceKind::Auto => Ok(Device::Cpu),
         DeviceKind::Cuda => kernels::open().map_err(LearnerError::Device),
     }
 }

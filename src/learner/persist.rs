@@ -87,7 +87,7 @@ impl Learner {
     }
 
     /// Networks, moments, and the optimisers' steps in the order of [`State::steps`], density last if there is one.
-    fn arrays(&self) -> Result<(Arrays, Arrays, Vec<u64>), LearnerError> {
+    pub(super) fn arrays(&self) -> Result<(Arrays, Arrays, Vec<u64>), LearnerError> {
         let weights = self.weights()?;
         let mut networks = Arrays::default();
         networks.put_stack("actor", weights.actor.stack);

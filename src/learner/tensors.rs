@@ -44,6 +44,11 @@ impl Arrays {
         self.0.insert(name, Array { shape, values });
     }
 
+    /// Stores all of `others` under `name.` and their own names.
+    pub(super) fn put_all(&mut self, name: &str, others: Self) {
+        self.0.extend(others.0.into_iter().map(|(own, array)| (format!("{name}.{own}"), array)));
+    }
+
     /// Takes out the values of `name`.
     pub(super) fn take(&mut self, name: &str) -> Result<Vec<f32>, ArrayError> {
         self.take_array(name).map(|array| array.values)

@@ -40,7 +40,7 @@ pub struct Learner {
     pub(super) streams: Streams,
     pub(super) updates: u64,
     /// One for every critic step.
-    minibatches: Vec<Minibatch>,
+    pub(super) minibatches: Vec<Minibatch>,
     staging: Staging,
     /// What the critics' penalty needs of the replay, for Cal-QL.
     returns: Option<Returns>,
@@ -172,7 +172,7 @@ impl Learner {
         if let Some(sweeps) = self.sweeps.filter(|sweeps| self.updates.is_multiple_of(sweeps.every)) {
             sweeps.run(&self.networks, &self.config, self.dims, replay, &self.device)?;
         }
-        let drawn = self.draw(replay)?;
+        let mut drawn = self.draw(replay)?;
         laps.add_to(&mut self.timings.sampling);
         let density = match &self.density {
             Some(density) if drawn.weigh => Some(
@@ -181,6 +181,10 @@ impl Learner {
             _ => None,
         };
         laps.add_to(&mut self.timings.density);
+        if !self.config.zero_gradient_adam {
+            self.foresee(&mut drawn).map_err(tensor("evaluate the actors"))?;
+        }
+        laps.add_to(&mut self.timings.target);
         let Some((last, before)) = drawn.batches.split_last() else { return Ok(UpdateMetrics::default()) };
         for batch in before {
             let critics = self.critic_pass(batch, &mut laps)?;
@@ -237,6 +241,19 @@ impl Learner {
         let batches = batches.map_err(LearnerError::tensor("upload a minibatch"))?;
         let all = Batch::cat(&batches).map_err(LearnerError::tensor("join the minibatches"))?;
         Ok(Drawn { batches, all, weigh, ages, left_out })
+    }
+
+    /// Lets the actors answer to all next states at once, for targets and temperature; they step last.
+    fn foresee(&self, drawn: &mut Drawn) -> TensorResult<()> {
+        let output = critics::next_output(&self.networks, &drawn.all)?;
+        let mut start = 0;
+        for batch in &mut drawn.batches {
+            let rows = batch.reward.dim(0)?;
+            batch.next_output = Some(output.narrow(1, start, rows)?);
+            start += rows;
+        }
+        drawn.all.next_output = Some(output);
+        Ok(())
     }
 
     fn critic_pass(&mut self, batch: &Batch, laps: &mut Laps) -> Result<CriticPass, LearnerError> {

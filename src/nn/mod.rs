@@ -15,6 +15,7 @@ mod kernels;
 mod member;
 mod one_thread;
 pub mod pointwise;
+mod policy_op;
 mod stack;
 mod stack_op;
 mod stack_queue;

@@ -190,6 +190,26 @@ impl Stack {
         self.apply(&x.detach(), &self.parameters.as_detached_tensor(), false, false)
     }
 
+    /// As [`Stack::forward_detached`], of the networks `chosen` only and in their order: `(chosen, rows, outputs)` for
+    /// `x` `(rows, inputs)` or `(chosen, rows, inputs)`.
+    ///
+    /// # Errors
+    /// When the shape of `x` does not fit or there is no such network.
+    pub fn forward_of(&self, chosen: &[usize], x: &Tensor) -> Result<Tensor> {
+        if let Some(missing) = chosen.iter().find(|member| **member >= self.members) {
+            bail!("network {missing} of a stack of {}", self.members);
+        }
+        let (x, parameters) = (x.detach().contiguous()?, self.parameters.as_detached_tensor());
+        if !x.device().is_cpu() {
+            let indices = chosen.iter().map(|member| *member as u32).collect::<Vec<_>>();
+            let indices = Tensor::from_vec(indices, chosen.len(), x.device())?;
+            return self.algebra(&x, &parameters.index_select(&indices, 0)?);
+        }
+        let mut op = StackOp::new(&self.plan, chosen.len(), self.threads, &self.buffers);
+        op.chosen = Some(chosen.to_vec());
+        x.apply_op2_no_bwd(&parameters, &op)
+    }
+
     fn apply(&self, x: &Tensor, parameters: &Tensor, wants_parameters: bool, wants_input: bool) -> Result<Tensor> {
         if kernels::take(x) && kernels::take(parameters) {
             let x = if wants_input { x.clone() } else { x.detach() };
@@ -209,9 +229,10 @@ impl Stack {
 
     /// The same function in candle's own operations: devices other than the processor, and the witness of the tests.
     pub(super) fn algebra(&self, x: &Tensor, parameters: &Tensor) -> Result<Tensor> {
-        let mut y = if x.rank() == 2 { x.unsqueeze(0)?.repeat((self.members, 1, 1))? } else { x.clone() };
+        let members = parameters.dim(0)?;
+        let mut y = if x.rank() == 2 { x.unsqueeze(0)?.repeat((members, 1, 1))? } else { x.clone() };
         let part = |start: usize, shape: (usize, usize)| {
-            parameters.narrow(1, start, shape.0 * shape.1)?.contiguous()?.reshape((self.members, shape.0, shape.1))
+            parameters.narrow(1, start, shape.0 * shape.1)?.contiguous()?.reshape((members, shape.0, shape.1))
         };
         for (index, layer) in self.plan.layers.iter().enumerate() {
             let row = |start: usize| part(start, (1, layer.outputs));
@@ -323,6 +344,17 @@ mod tests {
         assert_eq!(s.forward(&Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap()).unwrap().dims(), [2, 0, 2]);
         let ints = Tensor::zeros((3, 4), DType::U32, &Device::Cpu).unwrap();
         assert!(s.forward(&ints).is_err());
+    }
+
+    #[test]
+    fn chosen_networks_answer_as_in_the_whole_stack() {
+        let s = stack(4, &[4, 7, 2], true).with_threads(2);
+        let x = Tensor::rand(-1f32, 1f32, (3, 4), &Device::Cpu).unwrap();
+        let rows = |t: Tensor| t.flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
+        let (all, chosen) = (rows(s.forward_detached(&x).unwrap()), rows(s.forward_of(&[3, 1, 3], &x).unwrap()));
+        assert_eq!(chosen, [all[3].clone(), all[1].clone(), all[3].clone()]);
+        assert_eq!(s.forward_of(&[], &x).unwrap().dims(), [0, 3, 2]);
+        assert!(s.forward_of(&[4], &x).is_err());
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(super) struct StackOp {
     pub(super) plan: Arc<Plan>,
     /// Number of networks.
     pub(super) members: usize,
+    /// Which of the networks, where it is not all of them; none of these keeps anything for a backward pass.
+    pub(super) chosen: Option<Vec<usize>>,
     /// Threads to split them over.
     pub(super) threads: usize,
     /// Whether a backward pass may follow.
@@ -78,6 +80,7 @@ impl StackOp {
         Self {
             plan: Arc::clone(plan),
             members,
+            chosen: None,
             threads: threads.clamp(1, members.max(1)),
             keep: false,
             wants_parameters: false,
@@ -110,7 +113,8 @@ impl StackOp {
         let mut own = parts_mut(&mut kept, len);
         let members = parts_mut(&mut out, count * plan.outputs()).enumerate().map(|(m, out)| (m, out, own.next()));
         self.split(members.collect(), parts_mut(&mut shared, len), |(member, out, own), shared| {
-            let parameters = part(parameters, member, plan.parameters());
+            let network = self.chosen.as_ref().map_or(member, |chosen| chosen[member]);
+            let parameters = part(parameters, network, plan.parameters());
             plan.forward(parameters, x_of(x, member, rows, plan), count, own.unwrap_or(shared), out);
         })?;
         self.buffers.give(shared);

@@ -9,11 +9,12 @@ use std::f64::consts::{LN_2, PI};
 use candle_core::{D, Result, Tensor, bail};
 
 use super::pointwise;
+use super::policy_op::PolicyOp;
 use super::weights::LogStdBounds;
 use crate::kernels;
 
 /// Bounds of the logarithm of an ensemble's standard deviation (Off2OnRL code).
-const ENSEMBLE_LOG_STD: (f64, f64) = (-20.0, 2.0);
+pub(super) const ENSEMBLE_LOG_STD: (f64, f64) = (-20.0, 2.0);
 
 /// A draw from a policy.
 #[derive(Clone, Debug)]
@@ -69,7 +70,8 @@ pub fn sample(mean: &Tensor, std: &Tensor, noise: &Tensor) -> Result<Sample> {
     Ok(Sample { action: pre_tanh.tanh()?, pre_tanh, log_prob })
 }
 
-/// [`sample`] of the [`moments`] of `actor_out`, `(members, batch, 2 action)`, differentiable in it: one kernel on a GPU.
+/// [`sample`] of the [`moments`] of `actor_out`, `(members, batch, 2 action)`, differentiable in it: one kernel on a GPU and,
+/// for noise `(batch, action)`, one operation on the processor.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -78,8 +80,14 @@ pub fn draw(actor_out: &Tensor, noise: &Tensor, bounds: LogStdBounds) -> Result<
         let [action, pre_tanh, log_prob] = kernels::policy_sample(actor_out, noise, (bounds.min, bounds.max))?;
         return Ok(Sample { pre_tanh, action, log_prob });
     }
-    let (mean, std) = moments(actor_out, bounds)?;
-    sample(&mean, &std, noise)
+    if !actor_out.device().is_cpu() || noise.rank() != 2 {
+        let (mean, std) = moments(actor_out, bounds)?;
+        return sample(&mean, &std, noise);
+    }
+    let drawn = actor_out.contiguous()?.apply_op2(&noise.contiguous()?, PolicyOp(bounds))?;
+    let width = noise.dim(1)?;
+    let pre_tanh = drawn.narrow(1, 0, width)?;
+    Ok(Sample { action: pre_tanh.tanh()?, pre_tanh, log_prob: drawn.narrow(1, width, 1)?.squeeze(1)? })
 }
 
 /// `log pi(tanh(z))` of a given `z`, differentiable in `z` and the moments.
@@ -146,6 +154,45 @@ mod tests {
         let (mean, std) = moments(&out, LogStdBounds::default()).unwrap();
         assert_eq!(mean.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1000.0]);
         assert!((std.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0] - 0.01).abs() < 1e-8);
+    }
+
+    /// The fused draw against the algebra: values and gradients, members inside and outside of their bounds.
+    #[test]
+    fn a_draw_is_a_sample_of_the_moments() {
+        let rng = &mut <rand_chacha::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(7);
+        let mut numbers = |count: usize, scale: f64| -> Vec<f64> {
+            (0..count).map(|_| rand::Rng::random_range(rng, -scale..scale)).collect()
+        };
+        for (members, batch, action, bounds) in [
+            (3, 5, 2, LogStdBounds::default()),
+            (1, 4, 3, LogStdBounds { min: -1.0, max: 1.0 }),
+            (2, 1, 1, LogStdBounds { min: -40.0, max: 9.0 }),
+        ] {
+            let dims = [members, batch, 2 * action];
+            let out = candle_core::Var::from_tensor(&tensor(&numbers(dims.iter().product(), 3.0), &dims)).unwrap();
+            let noise = tensor(&numbers(batch * action, 2.0), &[batch, action]);
+            let probe =
+                [tensor(&numbers(batch * action, 1.0), &[batch, action]), tensor(&numbers(batch, 1.0), &[batch])];
+            let judge = |action: &Tensor, log_prob: &Tensor| {
+                let loss = ((action * &probe[0]).unwrap().sum_all().unwrap()
+                    + (log_prob * &probe[1]).unwrap().sum_all().unwrap())
+                .unwrap();
+                let gradient = loss.backward().unwrap().get(&out).unwrap().flatten_all().unwrap();
+                (loss.to_scalar::<f64>().unwrap(), gradient.to_vec1::<f64>().unwrap())
+            };
+            let (mean, std) = moments(&out, bounds).unwrap();
+            let want = sample(&mean, &std, &noise).unwrap();
+            let want = judge(&want.action, &want.log_prob);
+            let got = draw(&out, &noise, bounds).unwrap();
+            let got = judge(&got.action, &got.log_prob);
+            assert!((got.0 - want.0).abs() < 1e-12 * want.0.abs().max(1.0), "{got:?} {want:?}");
+            assert!(
+                got.1.iter().zip(&want.1).all(|(g, w)| (g - w).abs() < 1e-10 * w.abs().max(1.0)),
+                "{got:?} {want:?}"
+            );
+        }
+        let out = tensor(&[0.0; 8], &[1, 2, 4]);
+        assert!(draw(&out, &tensor(&[0.0; 3], &[1, 3]), LogStdBounds::default()).is_err());
     }
 
     #[test]

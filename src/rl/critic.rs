@@ -51,7 +51,16 @@ pub fn next_value(q1: &Tensor, q2: &Tensor, operator: &TargetOperator) -> Result
             Tensor::cat(&[q1, q2], 0)?.index_select(&indices, 0)?
         }
     };
-    pointwise::min_over_first(&pool)?.broadcast_as(q1.shape())
+    least(&pool, q1.dim(0)?)
+}
+
+/// The least of a `pool` of target critics, `(critics, batch)`, for each of `members`, `(members, batch)`.
+///
+/// # Errors
+/// When the pool is empty.
+pub fn least(pool: &Tensor, members: usize) -> Result<Tensor> {
+    let least = pointwise::min_over_first(pool)?;
+    least.broadcast_as((members, least.dim(0)?))
 }
 
 /// `2 / (n (n - 1)) sum_{i < j} min(Q_i, Q_j)` of a pool of `n` critics `(n, batch)`, `(batch)`: what the minimum over two

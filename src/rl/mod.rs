@@ -11,8 +11,6 @@ pub mod entropy;
 #[cfg(test)]
 mod identities;
 pub mod trajectory;
-#[cfg(test)]
-mod update_speed;
 
 use candle_core::{D, Result, Tensor};
 

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::event::Event;
 use super::parts::{RuntimeError, Shared, lock};
 use crate::clock;
-use crate::config::{Cadence, Config};
-use crate::learner::{Dims, Learner, Schedule, UpdateMetrics, advise};
+use crate::config::{Cadence, Config, DeviceKind, LearnerConfig};
+use crate::learner::{Dims, Learner, Schedule, UpdateMetrics, advise, choose};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
 use crate::replay::Replay;
 
@@ -38,6 +38,21 @@ pub(super) struct Trainer {
     wall: Duration,
 }
 
+/// `[learner]` with a device in the place of "auto".
+fn settings(
+    weights: &EnsembleWeights,
+    dims: Dims,
+    config: &Config,
+    shared: &Shared,
+) -> Result<LearnerConfig, RuntimeError> {
+    if config.learner.device != DeviceKind::Auto {
+        return Ok(config.learner.clone());
+    }
+    let chosen = choose(weights, dims, &config.learner, &config.replay)?;
+    shared.tell(Event::Note(chosen.why));
+    Ok(LearnerConfig { device: chosen.device, ..config.learner.clone() })
+}
+
 impl Trainer {
     /// From the checkpoint of the run folder where there is one, else from the bundle's weights.
     pub(super) fn new(
@@ -49,13 +64,14 @@ impl Trainer {
         let spaces = &config.robot.spaces;
         let checkpoint = config.run.directory.join("checkpoint");
         let dims = Dims::from(spaces);
+        let settings = settings(weights, dims, config, &shared)?;
         let learner = if checkpoint.exists() {
-            let (learner, state) = Learner::load(&checkpoint, dims, &config.learner, &config.replay)?;
+            let (learner, state) = Learner::load(&checkpoint, dims, &settings, &config.replay)?;
             lock(&replay).restore(&state)?;
             shared.tell(Event::Note(format!("learner goes on at update {}", learner.updates())));
             learner
         } else {
-            Learner::new(weights, dims, &config.learner, &config.replay, config.run.seed)?
+            Learner::new(weights, dims, &settings, &config.replay, config.run.seed)?
         };
         shared.updates.store(learner.updates(), Relaxed);
         Ok(Self {

@@ -60,7 +60,11 @@ fn cuda(root: &Root<'_>, device: DeviceKind) -> Finding {
     Finding::new(
         "CUDA",
         Level::mend_unless(there || !wanted),
-        if wanted { found } else { format!("{found}; not needed: learner.device = \"cpu\"") },
+        match device {
+            DeviceKind::Cuda => found,
+            DeviceKind::Cpu => format!("{found}; not needed: learner.device = \"cpu\""),
+            DeviceKind::Auto => format!("{found}; not needed: learner.device = \"auto\""),
+        },
         "install the NVIDIA driver (Jetson: sudo apt install nvidia-jetpack), or set learner.device = \"cpu\"",
     )
 }

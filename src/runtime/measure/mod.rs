@@ -1,13 +1,19 @@
-//! Measurements on this machine: how the control loop keeps its deadlines, and what a swap of policies costs.
+//! Measurements on this machine: how the control loop keeps its deadlines, what a swap of policies costs, and what an
+//! update of the learner costs.
 //!
 //! They run the real control loop, policies of HalfCheetah's size and a real learner, with a robot in memory. They
 //! judge nothing; `fieldtune bench` prints them and compares.
 
 mod cyclictest;
+mod learner;
 mod pacing;
 mod rig;
 mod swaps;
 
 pub use cyclictest::Cyclictest;
+pub use learner::{
+    Allocations, Beside, LearnerOptions, LearnerRow, LearnerSpeed, Workload, measure_beside, measure_learner,
+    record_updates,
+};
 pub use pacing::{Pacing, PacingOptions, PacingRow, Scheme, measure_pacing, median};
 pub use swaps::{SwapOptions, SwapReport, measure_swaps};

@@ -51,6 +51,8 @@ pub struct PacingOptions {
     pub learner: bool,
     /// The schemes.
     pub schemes: Vec<Scheme>,
+    /// Whether cyclictest runs after them, where it is installed.
+    pub cyclictest: bool,
 }
 
 /// One scheme at one rate.
@@ -81,6 +83,8 @@ pub struct Pacing {
     pub rows: Vec<PacingRow>,
     /// The machine without our code, where cyclictest is installed.
     pub cyclictest: Option<Cyclictest>,
+    /// Updates per second of the learner beside all of it.
+    pub learner_updates_per_second: Option<f64>,
 }
 
 /// Measures one scheme after the other, on a thread with the rights of the control thread, and cyclictest right after
@@ -104,12 +108,12 @@ pub fn measure_pacing(options: &PacingOptions) -> Result<Pacing, RuntimeError> {
         })
     };
     let mut rows = options.schemes.iter().take(1).map(row).collect::<Result<Vec<_>, _>>()?;
-    let cyclictest = cyclictest::run(options.hz, options.seconds, cpu, options.learner);
+    let other = || cyclictest::run(options.hz, options.seconds, cpu, options.learner);
+    let cyclictest = options.cyclictest.then(other).flatten();
     for scheme in options.schemes.iter().skip(1) {
         rows.push(row(scheme)?);
     }
-    drop(learner);
-    Ok(Pacing { rows, cyclictest })
+    Ok(Pacing { rows, cyclictest, learner_updates_per_second: learner.map(BusyLearner::rate) })
 }
 
 /// Of several rounds of the same measurement, each row with the median p99; its maximum is that of all rounds.
@@ -245,7 +249,7 @@ mod tests {
     fn the_median_round_counts_and_the_largest_maximum() {
         let round = |p99_us, max_us| {
             let wake = LatencySummary { p99_us, max_us, ..LatencySummary::default() };
-            Pacing { rows: Vec::new(), cyclictest: Some(Cyclictest { hz: 1.0, learner: false, wake }) }
+            Pacing { cyclictest: Some(Cyclictest { hz: 1.0, learner: false, wake }), ..Pacing::default() }
         };
         let wake = median(vec![round(50, 60), round(7000, 9000), round(40, 10_000)]).cyclictest.unwrap().wake;
         assert_eq!((wake.p99_us, wake.max_us), (50, 10_000));
@@ -255,7 +259,7 @@ mod tests {
     #[test]
     fn deadlines_do_not_drift_and_sleeping_after_the_work_does() {
         let schemes = vec![Scheme::Deadlines, Scheme::SleepAfterWork];
-        let options = PacingOptions { hz: 200.0, seconds: 0.5, cpu: -1, learner: false, schemes };
+        let options = PacingOptions { hz: 200.0, seconds: 0.5, cpu: -1, learner: false, schemes, cyclictest: true };
         let rows = measure_pacing(&options).unwrap().rows;
         if rows.iter().any(|row| row.refused_settings.iter().any(|line| line.contains("SCHED_FIFO"))) {
             eprintln!("skipped: this machine refuses SCHED_FIFO; without it drift says nothing");

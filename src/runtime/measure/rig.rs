@@ -6,22 +6,21 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use rand::Rng;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, precise};
 use crate::config::{Exploration, LearnerConfig, PretrainConfig, ReplayConfig};
 use crate::control::{
     ControlLoop, ControlSettings, Limits, Offer, Person, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
 };
 use crate::learner::pretrain::Pretrainer;
-use crate::learner::{Dims, Learner, stream};
+use crate::learner::{Dims, Learner, random_store, stream};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
-use crate::replay::{Layout, Replay, Store};
+use crate::replay::{Replay, Store};
 use crate::robot::FirmwareRobot;
 use crate::robot::loopback::{LoopbackLink, ModelRobot};
 use crate::runtime::parts::RuntimeError;
 use crate::runtime::rights;
-use crate::spaces::{Spaces, StepRecord};
+use crate::spaces::Spaces;
 use crate::telemetry::ControlCounters;
 
 /// HalfCheetah's.
@@ -83,6 +82,7 @@ impl Rig {
 pub(super) struct BusyLearner {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<u64>>,
+    since: Duration,
     /// The newest actors.
     pub actors: Receiver<ActorWeights>,
 }
@@ -112,12 +112,18 @@ impl BusyLearner {
         };
         let thread =
             Builder::new().name("learner".into()).spawn(work).map_err(RuntimeError::file("learner".as_ref()))?;
-        Ok(Self { stop, thread: Some(thread), actors })
+        Ok(Self { stop, thread: Some(thread), since: precise(), actors })
     }
 
     /// Ends it; returns its updates.
     pub(super) fn finish(mut self) -> u64 {
         self.join()
+    }
+
+    /// Ends it; returns its updates per second since its start.
+    pub(super) fn rate(self) -> f64 {
+        let seconds = precise().saturating_sub(self.since).as_secs_f64();
+        self.finish() as f64 / seconds
     }
 
     fn join(&mut self) -> u64 {
@@ -132,16 +138,7 @@ impl Drop for BusyLearner {
     }
 }
 
-fn store(seed: u64) -> Result<Store, RuntimeError> {
-    let layout = Layout { observation_dim: DIMS.observation, action_dim: DIMS.action, schema_hash: 0 };
-    let mut store = Store::in_memory(layout, u64::from(TRANSITIONS) + 1)?;
-    let rng = &mut stream(seed, "measurement data");
-    for step in 0..TRANSITIONS {
-        let mut record =
-            StepRecord { episode: step / 1000, step: step % 1000, reward: rng.random(), ..StepRecord::default() };
-        record.observation.extend((0..DIMS.observation).map(|_| rng.random_range(-1.0..1.0f32)));
-        record.action.extend((0..DIMS.action).map(|_| rng.random_range(-1.0..1.0f32)));
-        store.append(&record)?;
-    }
-    Ok(store)
+/// Random transitions.
+pub(super) fn store(seed: u64) -> Result<Store, RuntimeError> {
+    Ok(random_store(DIMS, TRANSITIONS, seed)?)
 }
