@@ -109,7 +109,7 @@ fn resumed_run_equals_the_straight_one() {
                 fresh(sampler)
             } else {
                 let (learner, state) =
-                    Learner::load(&at("checkpoint"), DIMS, &config, &replay_config(sampler)).unwrap();
+                    Learner::load(&at("checkpoint"), DIMS, &config, &replay_config(sampler), None).unwrap();
                 stopped.lock().unwrap().restore(&state).unwrap();
                 learner
             };
@@ -136,7 +136,7 @@ fn checkpoint() -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 fn load(dir: &Path, sampler: SamplerKind) -> Result<(), LearnerError> {
-    Learner::load(dir, DIMS, &learner_config(), &replay_config(sampler)).map(drop)
+    Learner::load(dir, DIMS, &learner_config(), &replay_config(sampler), None).map(drop)
 }
 
 #[test]
@@ -178,14 +178,14 @@ fn a_checkpoint_of_another_run_is_refused() {
         let mut config = learner_config();
         change(&mut config);
         let replay = replay_config(SamplerKind::Balanced);
-        Learner::load(dir.path(), DIMS, &config, &replay).err().unwrap().to_string()
+        Learner::load(dir.path(), DIMS, &config, &replay, None).err().unwrap().to_string()
     };
     let form = other(|c| c.temperature_form = TemperatureForm::Softplus);
     assert!(form.contains("state.bin") && form.contains("learner.temperature_form"), "{form}");
     assert!(other(|c| c.density_output = OutputActivation::Exp).contains("learner.density_output"));
     let dims = fieldtune::learner::Dims { observation: 3, action: 1 };
     let error =
-        Learner::load(dir.path(), dims, &learner_config(), &replay_config(SamplerKind::Balanced)).err().unwrap();
+        Learner::load(dir.path(), dims, &learner_config(), &replay_config(SamplerKind::Balanced), None).err().unwrap();
     assert!(matches!(error, LearnerError::Shape { network: "actor", .. }), "{error}");
     let empty = tempfile::tempdir().unwrap();
     assert!(matches!(

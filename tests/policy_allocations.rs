@@ -2,12 +2,15 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
+use fieldtune::config::PolicyConfig;
+use fieldtune::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
+use fieldtune::policy::manifest::{Description, Residual};
 use fieldtune::policy::native::NativePolicy;
 use fieldtune::policy::onnxruntime::{OrtPolicy, Runtime};
-use fieldtune::policy::{PolicyBackend, PolicyError, PolicyOutput, onnx_file};
+use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, PolicyOutput, Source, onnx_file};
 use fieldtune::spaces::Spaces;
 
 thread_local! {
@@ -73,6 +76,30 @@ fn the_counter_counts() {
 #[test]
 fn the_built_in_pass_never_allocates() {
     assert_eq!(heap_operations(&mut NativePolicy::new(&actor()).unwrap()), 0);
+}
+
+#[test]
+fn a_residual_on_its_base_never_allocates() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |prefix: &str, n: usize| (0..n).map(|i| format!("{prefix}{i}")).collect();
+    let spaces = Spaces { observation: names("o", 17), action: names("a", 6) };
+    let description = Description {
+        name: "base".into(),
+        control_hz: 20.0,
+        algorithm: "none".into(),
+        discount: 0.99,
+        training_log_std: None,
+        residual: None,
+        spaces: spaces.clone(),
+        provenance: BTreeMap::new(),
+    };
+    let base = Bundle::new(description, EnsembleWeights { actor: actor(), ..EnsembleWeights::default() }).unwrap();
+    base.save(dir.path()).unwrap();
+    let base_sha256 = AnyBundle::load(dir.path()).unwrap().policy_sha256().into();
+    let config = PolicyConfig { base: dir.path().into(), ..PolicyConfig::default() };
+    let residual = Residual { base_sha256, scale: 0.2 };
+    let mut policy = Source::Ensemble(&actor(), Some(&residual)).prepare(&spaces, &config).unwrap().backend;
+    assert_eq!(heap_operations(policy.as_mut()), 0);
 }
 
 #[test]

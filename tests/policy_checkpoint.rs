@@ -99,6 +99,7 @@ fn imported_agents_survive_a_bundle() {
         algorithm: String::from("CQL"),
         discount: 0.99,
         training_log_std: Some(OFF2ONRL_TRAINING_LOG_STD),
+        residual: None,
         spaces: spaces(),
         provenance: std::collections::BTreeMap::new(),
     };

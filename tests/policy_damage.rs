@@ -40,6 +40,7 @@ fn bundle() -> Bundle {
         algorithm: String::from("CQL"),
         discount: 0.99,
         training_log_std: None,
+        residual: None,
         spaces: Spaces {
             observation: ["cos_theta", "sin_theta", "theta_rad_s"].map(String::from).to_vec(),
             action: vec![String::from("torque")],

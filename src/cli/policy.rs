@@ -9,9 +9,9 @@ use fieldtune::learner::{Dims, pretrain::Pretrainer};
 use fieldtune::nn::Stack;
 use fieldtune::nn::weights::EnsembleWeights;
 use fieldtune::policy::foreign::{self, ForeignPolicy};
-use fieldtune::policy::manifest::{Description, FileEntry, Manifest};
+use fieldtune::policy::manifest::{Description, FileEntry, Manifest, Residual};
 use fieldtune::policy::onnxruntime::Runtime;
-use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyOutput, checks, prepare_file, weights_file};
+use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyOutput, checks, prepare_file, residual, weights_file};
 use fieldtune::spaces::Spaces;
 use npyz::WriterBuilder;
 
@@ -25,6 +25,9 @@ pub(super) enum Command {
     New {
         #[command(flatten)]
         config: ConfigArgs,
+        /// Make a residual on policy.base that adds at most so much to an entry of its action, above 0, at most 2.
+        #[arg(long, value_name = "SCALE")]
+        residual: Option<f32>,
         /// Folder of the new bundle.
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
@@ -83,12 +86,15 @@ pub(super) struct ActArgs {
     /// One observation that rises evenly from -1 to 1.
     #[arg(long, conflicts_with = "obs")]
     linspace: bool,
-    /// Write the actions, tanh(mean) or what the ONNX actor gives, as .npy of f32, (K, A), instead of printing.
+    /// Write the actions, those of the mean or what the ONNX actor gives, as .npy of f32, (K, A), instead of printing.
     #[arg(long, value_name = "FILE.npy")]
     out: Option<PathBuf>,
     /// Also print min(Q1, Q2) of every member at action 0.
     #[arg(long)]
     critics: bool,
+    /// The bundle of the frozen policy below, where this one is a residual.
+    #[arg(long, value_name = "FOLDER")]
+    base: Option<PathBuf>,
     /// Run by this libonnxruntime.so; without it, by the built-in pass.
     #[arg(long, value_name = "FILE")]
     onnxruntime: Option<PathBuf>,
@@ -97,15 +103,7 @@ pub(super) struct ActArgs {
 pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Import(args) => super::policy_import::run(args),
-        Command::New { config, out } => {
-            let config = config.load()?;
-            let spaces = &config.robot.spaces;
-            let dims = Dims::from(spaces);
-            let weights = Pretrainer::new(dims, &config.pretrain, &config.learner, config.run.seed)?.weights()?;
-            let mut description = describe(&config, "untrained", "none");
-            description.provenance.insert("seed".into(), config.run.seed.to_string());
-            save(description, weights, out)
-        }
+        Command::New { config, residual, out } => new(&config.load()?, *residual, out),
         Command::Inspect { bundle, output, json } => inspect(bundle, output.as_deref(), *json),
         Command::Verify { bundle, output, onnxruntime, config } => {
             verify(bundle, output.as_deref(), onnxruntime.as_deref(), config.as_deref())
@@ -113,6 +111,21 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Export { bundle, onnx, weights } => export(bundle, onnx.as_deref(), weights.as_deref()),
         Command::Act(args) => act(args),
     }
+}
+
+fn new(config: &Config, residual: Option<f32>, out: &Path) -> anyhow::Result<()> {
+    let dims = Dims::from(&config.robot.spaces);
+    let mut weights = Pretrainer::new(dims, &config.pretrain, &config.learner, config.run.seed)?.weights()?;
+    let mut description = describe(config, "untrained", "none");
+    description.provenance.insert("seed".into(), config.run.seed.to_string());
+    if let Some(scale) = residual {
+        ensure!(!config.policy.base.as_os_str().is_empty(), "--residual needs policy.base: the policy below");
+        let base = residual::base(&config.robot.spaces, &config.policy, None)?;
+        description.residual = Some(Residual { base_sha256: base.policy_sha256().into(), scale });
+        description.provenance.insert("base".into(), config.policy.base.display().to_string());
+        residual::start_at_base(&mut weights.actor);
+    }
+    save(description, weights, out)
 }
 
 pub(super) fn file_name(path: &Path) -> String {
@@ -126,6 +139,7 @@ pub(super) fn describe(config: &Config, name: &str, algorithm: &str) -> Descript
         algorithm: algorithm.into(),
         discount: config.learner.discount,
         training_log_std: None,
+        residual: None,
         spaces: config.robot.spaces.clone(),
         provenance: BTreeMap::new(),
     }
@@ -205,6 +219,11 @@ fn inspect_ensemble(path: &Path, manifest: &Manifest) {
     say!("  ensemble of {}, hidden {:?}, critics: {}", a.ensemble_size, a.hidden, if a.critics { "yes" } else { "no" });
     say!("  {} Hz, discount {}, trained by {}", d.control_hz, d.discount, d.algorithm);
     say!("  log std in [{}, {}]", a.log_std.min, a.log_std.max);
+    if let Some(Residual { base_sha256, scale }) = &d.residual {
+        say!(
+            "  a residual: clip(base + {scale} tanh(z), -1, 1) on the base whose policy.onnx has sha256 {base_sha256}"
+        );
+    }
     say_spaces(&d.spaces, &d.provenance, &manifest.files);
 }
 
@@ -248,6 +267,10 @@ fn export(folder: &Path, onnx: Option<&Path>, weights: Option<&Path>) -> anyhow:
     if let Some(path) = weights {
         write(path, &weights_file::encode(bundle.ensemble()?.weights())?)?;
     }
+    if let (Some(_), Some(Residual { base_sha256, scale })) = (onnx, bundle.residual()) {
+        say!("the ONNX file holds the residual alone; what is executed is clip(base + {scale} action, -1, 1)");
+        say!("with the base whose policy.onnx has sha256 {base_sha256}");
+    }
     match (onnx, &bundle) {
         (Some(path), AnyBundle::Ensemble(bundle)) => write(path, bundle.onnx()),
         (Some(path), AnyBundle::Foreign(bundle)) => write(path, bundle.onnx()),
@@ -263,7 +286,7 @@ fn actor(bytes: &[u8], description: &foreign::Description, library: Option<&Path
 fn act(args: &ActArgs) -> anyhow::Result<()> {
     let library = args.onnxruntime.as_deref();
     match Subject::load(&args.bundle, args.output.as_deref())? {
-        Subject::Bundle(AnyBundle::Ensemble(bundle)) => act_ensemble(args, &bundle),
+        Subject::Bundle(AnyBundle::Ensemble(bundle)) => act_ensemble(args, *bundle),
         Subject::Bundle(AnyBundle::Foreign(bundle)) => {
             // Checked as for a robot; then the graph's own numbers, which the way through tanh would round.
             bundle.prepare(&bundle.manifest().description.spaces, &engine(library))?;
@@ -300,15 +323,17 @@ fn act_foreign(args: &ActArgs, mut policy: ForeignPolicy) -> anyhow::Result<()> 
     written(args, &actions, action_dim, policy.engine())
 }
 
-fn act_ensemble(args: &ActArgs, bundle: &Bundle) -> anyhow::Result<()> {
-    let spaces = &bundle.manifest().description.spaces;
+fn act_ensemble(args: &ActArgs, bundle: Bundle) -> anyhow::Result<()> {
+    let any = AnyBundle::Ensemble(Box::new(bundle));
+    let (bundle, spaces) = (any.ensemble()?, any.spaces());
     let width = spaces.observation_dim();
-    let mut prepared = prepare_file(bundle.onnx(), spaces, &engine(args.onnxruntime.as_deref()))?;
+    let config = PolicyConfig { base: args.base.clone().unwrap_or_default(), ..engine(args.onnxruntime.as_deref()) };
+    let mut prepared = any.source().prepare(spaces, &config)?;
     let mut out = PolicyOutput::default();
     let mut actions = Vec::new();
     for observation in observations(args, width)?.chunks_exact(width) {
         prepared.backend.infer(observation, &mut out)?;
-        let action: Vec<f32> = out.mean().iter().map(|m| m.tanh()).collect();
+        let action: Vec<f32> = (0..out.action_dim).map(|d| out.action(d, 0.0)).collect();
         if args.out.is_none() {
             say!("mean   {:?}\nstd    {:?}\naction {action:?}", out.mean(), out.std());
             if args.critics {

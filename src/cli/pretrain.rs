@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     if args.evaluate > 0 && complete {
         let found = runtime::evaluate(
             &config,
-            Source::Ensemble(&weights.actor),
+            Source::Ensemble(&weights.actor, None),
             args.evaluate,
             Exploration::Deterministic,
             &options.program,

@@ -31,6 +31,7 @@ pub(super) fn check(c: &Config) -> Vec<Problem> {
     swap(c, &mut checks);
     learner(c, &mut checks);
     method(c, &mut checks);
+    residual(c, &mut checks);
     pretrain(c, &mut checks);
     checks.0
 }
@@ -333,6 +334,29 @@ fn penalty_and_anchor(c: &Config, checks: &mut Checks) {
         "learner.anchor_weight",
         weight,
         "imitating actors are held by the data; needs learner.actor_loss = \"sac\"",
+    );
+}
+
+/// A residual's actors do not act by themselves: nothing that weighs their density against actions of others applies.
+fn residual(c: &Config, checks: &mut Checks) {
+    let l = &c.learner;
+    if c.policy.base.as_os_str().is_empty() || !l.enabled {
+        return;
+    }
+    let why = "must be \"sac\" for a residual (policy.base): its actors have no density of the recorded actions";
+    checks.need(l.critic_loss == CriticLoss::Sac, "learner.critic_loss", "cql or cal-ql", why);
+    checks.need(l.actor_loss == ActorLoss::Sac, "learner.actor_loss", "bc or awac", why);
+    checks.need(
+        l.start == Start::Bundle,
+        "learner.start",
+        "scratch",
+        "must be \"bundle\" for a residual (policy.base): `fieldtune policy new --residual SCALE` makes a new one",
+    );
+    checks.need(
+        c.replay.sampler != SamplerKind::Trajectory,
+        "replay.sampler",
+        "trajectory",
+        "weighs by the density of recorded actions, which a residual (policy.base) has not; use \"balanced\" or \"uniform\"",
     );
 }
 

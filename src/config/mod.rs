@@ -381,6 +381,8 @@ sections! {
     PolicyConfig {
         /// The bundle to start from.
         bundle: PathBuf = PathBuf::from("models/pendulum-cql"),
+        /// The bundle of the frozen policy below, if the one to start from is a residual.
+        base: PathBuf = PathBuf::new(),
         /// Engine.
         engine: PolicyEngine = PolicyEngine::Auto,
         /// Path of `libonnxruntime.so`; empty for none.

@@ -410,7 +410,7 @@ impl ControlLoop {
                 Exploration::Stochastic => StandardNormal.sample(&mut self.rng),
                 Exploration::Deterministic => 0.0,
             };
-            *entry = (self.output.mean[d] + self.output.std[d] * noise).tanh();
+            *entry = self.output.action(d, noise);
         }
         let chosen = self.settings.person.mix(self.clock.now(), action);
         match chosen {

@@ -25,7 +25,7 @@ pub(super) struct ActorPass {
     pub(super) temperature: Tensor,
     pub(super) entropy: Tensor,
     pub(super) disagreement_share: Tensor,
-    /// Share of action entries that are saturated.
+    /// Share of the entries of executed actions that are saturated.
     pub(super) saturation: Tensor,
 }
 
@@ -41,6 +41,7 @@ pub(super) fn pass(
     let output = networks.actor.forward(&batch.observation)?;
     let noise = noise_like(&batch.action, &mut streams.noise)?;
     let sample = tanh_gaussian::draw(&output, &noise, config.log_std)?;
+    let executed = batch.executed(&sample.action)?;
     let data_log_prob = || {
         let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
         tanh_gaussian::log_prob_of(&mean, &std, &batch.action, ACTION_CLIP)
@@ -52,7 +53,7 @@ pub(super) fn pass(
     };
     let actor_loss = match config.actor_loss {
         ActorLoss::Sac => {
-            let value = value(&state_action(&batch.observation, &sample.action)?)?;
+            let value = value(&state_action(&batch.observation, &executed)?)?;
             let loss = actor::loss(&temperature, &sample.log_prob, &value)?;
             match &networks.anchor {
                 Some(anchor) => {
@@ -88,7 +89,7 @@ pub(super) fn pass(
         temperature_gradients: temperature_loss.backward()?,
         entropy: sample.log_prob.detach().mean_all()?.neg()?,
         disagreement_share: disagreement_share(&output.detach(), config.log_std)?,
-        saturation: sample.action.detach().abs()?.gt(SATURATED)?.to_dtype(DType::F32)?.mean_all()?,
+        saturation: executed.detach().abs()?.gt(SATURATED)?.to_dtype(DType::F32)?.mean_all()?,
         temperature,
         actor_loss,
         temperature_loss,

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::kernels::Staging;
-use crate::rl;
+use crate::rl::{self, actor};
 use crate::spaces::{Minibatch, Spaces};
 
 /// Lengths of an observation and of an action.
@@ -39,6 +39,18 @@ pub(super) struct Batch {
     pub(super) lower_bound: Option<Tensor>,
     /// What the actors answer to `next_observation`, `(members, B, 2 action)`, where it is known. Without gradient.
     pub(super) next_output: Option<Tensor>,
+    /// Where the actors are a residual.
+    pub(super) below: Option<Below>,
+}
+
+/// The frozen base's part in a minibatch.
+#[derive(Clone)]
+pub(super) struct Below {
+    pub(super) scale: f64,
+    /// Its actions at `s`, `(B, action)`.
+    pub(super) now: Tensor,
+    /// Its actions at `s'`, `(B, action)`.
+    pub(super) next: Tensor,
 }
 
 impl Batch {
@@ -67,13 +79,34 @@ impl Batch {
             terminated,
             next_observation,
             lower_bound: lower_bound.map(|bound| Tensor::from_vec(bound, rows, device)).transpose()?,
+            below: None,
             next_output: None,
         })
+    }
+
+    /// The executed action for an action of the actors at `s`.
+    pub(super) fn executed(&self, action: &Tensor) -> Result<Tensor> {
+        self.below.as_ref().map_or_else(|| Ok(action.clone()), |b| actor::executed(&b.now, b.scale, action))
+    }
+
+    /// The executed action for an action of the actors at `s'`.
+    pub(super) fn executed_next(&self, action: &Tensor) -> Result<Tensor> {
+        self.below.as_ref().map_or_else(|| Ok(action.clone()), |b| actor::executed(&b.next, b.scale, action))
     }
 
     /// All rows of `batches`, without lower bounds.
     pub(super) fn cat(batches: &[Self]) -> Result<Self> {
         let join = |column: fn(&Self) -> &Tensor| Tensor::cat(&batches.iter().map(column).collect::<Vec<_>>(), 0);
+        let below: Option<Vec<&Below>> = batches.iter().map(|b| b.below.as_ref()).collect();
+        let join_below = |below: Vec<&Below>| {
+            let join =
+                |column: fn(&Below) -> &Tensor| Tensor::cat(&below.iter().map(|b| column(b)).collect::<Vec<_>>(), 0);
+            Ok::<_, candle_core::Error>(Below {
+                scale: below[0].scale,
+                now: join(|b| &b.now)?,
+                next: join(|b| &b.next)?,
+            })
+        };
         Ok(Self {
             observation: join(|b| &b.observation)?,
             state_action: join(|b| &b.state_action)?,
@@ -82,6 +115,7 @@ impl Batch {
             terminated: join(|b| &b.terminated)?,
             next_observation: join(|b| &b.next_observation)?,
             lower_bound: None,
+            below: below.filter(|b| !b.is_empty()).map(join_below).transpose()?,
             next_output: None,
         })
     }

@@ -90,6 +90,7 @@ fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &
     let noise = noise_like(&batch.action, &mut streams.next_noise)?;
     let Sample { action, log_prob, pre_tanh } =
         tanh_gaussian::draw(&next_output(networks, batch)?, &noise, config.log_std)?;
+    let action = batch.executed_next(&action)?;
     let rows = state_action(&batch.next_observation, &action)?;
     let targets = [&networks.target1, &networks.target2];
     let members = networks.critic1.members();

@@ -43,6 +43,7 @@ pub use streams::stream;
 pub use update::Learner;
 
 use crate::kernels::NoDevice;
+use crate::policy::PolicyError;
 use crate::replay::ReplayError;
 
 /// Why the learner cannot go on.
@@ -96,6 +97,9 @@ pub enum LearnerError {
         /// The tensor library's answer.
         source: candle_core::Error,
     },
+    /// The frozen policy below a residual failed on a row of the replay.
+    #[error("the base of the residual fails on a recorded observation: {0}")]
+    Base(#[source] PolicyError),
     /// The replay refused.
     #[error(transparent)]
     Replay(#[from] ReplayError),

@@ -20,13 +20,15 @@ use super::tensors::{ArrayError, Arrays};
 use super::update::Learner;
 use crate::config::{LearnerConfig, OutputActivation, ReplayConfig, SamplerKind, TemperatureForm};
 use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack, StackWeights};
+use crate::policy::manifest::Residual;
+use crate::policy::residual::Frozen;
 use crate::replay::ReplayState;
 
 pub(super) const NETWORKS: &str = "networks.safetensors";
 pub(super) const OPTIMISERS: &str = "optimisers.safetensors";
 pub(super) const STATE: &str = "state.bin";
 /// Version of the three parts together.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 const OPTIMISER_COUNT: usize = 5;
 
@@ -40,6 +42,8 @@ struct State {
     /// Steps of the optimisers in the order of [`Optimisers::named`].
     steps: [u64; OPTIMISER_COUNT],
     density: Option<DensityState>,
+    /// Without it the actors have no meaning.
+    residual: Option<Residual>,
     replay: ReplayState,
 }
 
@@ -72,6 +76,7 @@ impl Learner {
             temperature_form: self.config.temperature_form,
             steps: std::array::from_fn(|index| steps[index]),
             density,
+            residual: self.base.as_ref().map(|base| base.residual().clone()),
             replay: *replay,
         };
         let encode = |part: &str, arrays: &Arrays| arrays.encode().map_err(|e| unusable(dir, part, &e));
@@ -131,13 +136,14 @@ impl Learner {
     /// as the one that was saved, to the byte; learning rates and other settings are those of `config`.
     ///
     /// # Errors
-    /// When there is no checkpoint, or a part is missing, altered, of another version or does not fit `dims` or the
-    /// sampler; the error names the part.
+    /// When there is no checkpoint, or a part is missing, altered, of another version or does not fit `dims`, the
+    /// sampler or `base`, on which the actors stand if they are a residual; the error names the part.
     pub fn load(
         dir: &Path,
         dims: Dims,
         config: &LearnerConfig,
         replay: &ReplayConfig,
+        base: Option<Frozen>,
     ) -> Result<(Self, ReplayState), LearnerError> {
         let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
         let state = decode_state(&parts)?;
@@ -146,6 +152,7 @@ impl Learner {
             take_networks(&mut networks, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
         let changed = [
             ("replay.sampler", state.density.is_some() != (replay.sampler == SamplerKind::Balanced)),
+            ("policy.base", state.residual.as_ref() != base.as_ref().map(Frozen::residual)),
             ("learner.temperature_form", state.temperature_form != config.temperature_form),
             ("learner.density_output", state.density.as_ref().is_some_and(|d| d.output != config.density_output)),
         ];
@@ -165,7 +172,8 @@ impl Learner {
             anchor.actor = stack(saved).map_err(LearnerError::tensor("build the anchor"))?.with_threads(config.threads);
         }
         let mut learner = Self::around(networks, density, dims, config, replay, 0, device)
-            .map_err(LearnerError::tensor("build the optimisers"))?;
+            .map_err(LearnerError::tensor("build the optimisers"))?
+            .on_base(base);
         let mut moments = decode_arrays(&parts, OPTIMISERS)?;
         let mut restore = |name: &str, adam: &mut Adam, step: u64| -> Result<(), LearnerError> {
             let moments = take_moments(&mut moments, name, step).map_err(|e| refuse(&parts, OPTIMISERS, e))?;

@@ -11,7 +11,7 @@ use candle_core::{Device, Result as TensorResult, Tensor};
 
 use super::LearnerError;
 use super::actors::{self, ActorPass};
-use super::batch::{Batch, Dims};
+use super::batch::{Batch, Below, Dims};
 use super::critics::{self, CriticPass};
 use super::density::{Density, Evaluation};
 use super::metrics::{Laps, Timings, UpdateMetrics, ages};
@@ -24,6 +24,7 @@ use super::sweep::Sweeps;
 use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind, Start};
 use crate::kernels::Staging;
 use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
+use crate::policy::residual::Frozen;
 use crate::replay::Replay;
 use crate::spaces::{Minibatch, Source};
 
@@ -39,6 +40,8 @@ pub struct Learner {
     pub(super) density: Option<Density>,
     pub(super) streams: Streams,
     pub(super) updates: u64,
+    /// What the actors stand on when they are a residual.
+    pub(super) base: Option<Frozen>,
     /// One for every critic step.
     pub(super) minibatches: Vec<Minibatch>,
     staging: Staging,
@@ -87,8 +90,15 @@ impl Learner {
         Ok(learner)
     }
 
+    /// Makes the actors a residual on `base`: critics judge, and targets bootstrap from, what base and residual do together.
+    #[must_use]
+    pub fn on_base(mut self, base: Option<Frozen>) -> Self {
+        self.base = base;
+        self
+    }
+
     /// Goes on from the networks of `weights`, chosen as at a start from a bundle, with fresh optimisers; the count of
-    /// updates, the random streams and the density network stay. On an error nothing has changed.
+    /// updates, the random streams, the density network and the base stay. On an error nothing has changed.
     ///
     /// # Errors
     /// As [`Learner::new`].
@@ -127,6 +137,7 @@ impl Learner {
             density,
             streams: Streams::new(seed),
             updates: 0,
+            base: None,
             minibatches: vec![Minibatch::default(); config.critic_steps.max(1)],
             staging: Staging::default(),
             returns: (config.critic_loss == CriticLoss::CalQl).then(|| Returns::new(config.discount)),
@@ -234,11 +245,13 @@ impl Learner {
         };
         let ages = ages(&self.minibatches, &locked);
         drop(locked);
-        let upload = |(minibatch, bound): (&Minibatch, Option<Vec<f32>>)| {
-            Batch::upload(minibatch, bound, self.dims, &mut self.staging, &self.device)
-        };
-        let batches: TensorResult<Vec<Batch>> = self.minibatches.iter().zip(bounds).map(upload).collect();
-        let batches = batches.map_err(LearnerError::tensor("upload a minibatch"))?;
+        let mut batches = Vec::with_capacity(self.minibatches.len());
+        for (minibatch, bound) in self.minibatches.iter().zip(bounds) {
+            let batch = Batch::upload(minibatch, bound, self.dims, &mut self.staging, &self.device);
+            let mut batch = batch.map_err(LearnerError::tensor("upload a minibatch"))?;
+            batch.below = self.base.as_mut().map(|base| below(base, minibatch, self.dims, &self.device)).transpose()?;
+            batches.push(batch);
+        }
         let all = Batch::cat(&batches).map_err(LearnerError::tensor("join the minibatches"))?;
         Ok(Drawn { batches, all, weigh, ages, left_out })
     }
@@ -422,6 +435,17 @@ impl Learner {
     pub fn timings(&self) -> Timings {
         self.timings
     }
+}
+
+/// What the base does at the states of a minibatch.
+fn below(base: &mut Frozen, minibatch: &Minibatch, dims: Dims, device: &Device) -> Result<Below, LearnerError> {
+    let mut actions = |observations: &[f32]| {
+        let actions = base.actions(observations).map_err(LearnerError::Base)?;
+        Tensor::from_vec(actions, (minibatch.rows, dims.action), device)
+            .map_err(LearnerError::tensor("upload a minibatch"))
+    };
+    let (now, next) = (actions(&minibatch.observation)?, actions(&minibatch.next_observation)?);
+    Ok(Below { scale: f64::from(base.residual().scale), now, next })
 }
 
 /// A panic elsewhere leaves a replay whose every append and write was complete, so its data stay usable.

@@ -90,7 +90,7 @@ pub enum BundleError {
     },
     /// A bundle without weights where weights are needed.
     #[error(
-        "this bundle holds an ONNX actor of others, which has no weights to learn from: set learner.enabled = false, or import a checkpoint with critics"
+        "this bundle holds an ONNX actor of others, which has no weights to learn from: learn a residual on it (policy.base, docs/fine-tuning.md), set learner.enabled = false, or import a checkpoint with critics"
     )]
     Foreign,
     /// The golden file.

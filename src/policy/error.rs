@@ -6,6 +6,7 @@ use super::foreign::ForeignError;
 use super::import::ImportError;
 use super::onnx_file::OnnxError;
 use super::onnxruntime::RuntimeError;
+use super::residual::ResidualError;
 use super::structure::StructureError;
 use super::weights_file::WeightsFileError;
 
@@ -64,6 +65,9 @@ pub enum PolicyError {
     /// An ONNX actor of others.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
+    /// A residual and its base.
+    #[error(transparent)]
+    Residual(#[from] ResidualError),
     /// A checkpoint of others.
     #[error(transparent)]
     Import(#[from] ImportError),

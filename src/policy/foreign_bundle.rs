@@ -15,11 +15,11 @@ use super::bundle::{self, BundleError, GOLDEN, MANIFEST, POLICY, save_folder};
 use super::checks::{TOLERANCE, dimensions, names, probe_observations, responds, warm_up};
 use super::foreign::{self, ForeignError, ForeignPolicy, Interface};
 use super::golden::{self, GoldenError};
-use super::manifest::{self, FORMAT, FileEntry, ManifestError, check_common, sealed, sha256, unsealed};
+use super::manifest::{self, FORMAT, FileEntry, ManifestError, Residual, check_common, sealed, sha256, unsealed};
 use super::noise::WithNoise;
 use super::onnxruntime::Runtime;
 use super::prepare::{Engine, Prepared, Report, WARM_UP_RUNS, prepare};
-use super::{Bundle, PolicyBackend, PolicyError};
+use super::{Bundle, PolicyBackend, PolicyError, residual};
 use crate::config::{PolicyConfig, PolicyEngine};
 use crate::nn::weights::ActorWeights;
 use crate::spaces::Spaces;
@@ -174,6 +174,7 @@ impl ForeignBundle {
         responds(&mut policy, &observations)?;
         let report = Report {
             engine: policy.engine(),
+            base: None,
             members: 1,
             observation_dim: interface.observation_dim,
             action_dim: interface.action_dim,
@@ -242,8 +243,8 @@ pub enum AnyBundle {
 /// What a control loop can be given.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// An ensemble of actors.
-    Ensemble(&'a ActorWeights),
+    /// An ensemble of actors, and on what it stands if it is a residual.
+    Ensemble(&'a ActorWeights, Option<&'a Residual>),
     /// An ONNX actor of others.
     Foreign(&'a ForeignBundle),
 }
@@ -274,10 +275,27 @@ impl AnyBundle {
         }
     }
 
+    /// On what the ensemble stands, if it is a residual.
+    pub fn residual(&self) -> Option<&Residual> {
+        match self {
+            Self::Ensemble(bundle) => bundle.manifest().description.residual.as_ref(),
+            Self::Foreign(_) => None,
+        }
+    }
+
+    /// SHA-256 of `policy.onnx`, hexadecimal: what a residual knows its base by.
+    pub fn policy_sha256(&self) -> &str {
+        let files = match self {
+            Self::Ensemble(bundle) => &bundle.manifest().files,
+            Self::Foreign(bundle) => &bundle.manifest().files,
+        };
+        files.get(POLICY).map_or("", |entry| &entry.sha256)
+    }
+
     /// The policy in it.
     pub fn source(&self) -> Source<'_> {
         match self {
-            Self::Ensemble(bundle) => Source::Ensemble(&bundle.weights().actor),
+            Self::Ensemble(bundle) => Source::Ensemble(&bundle.weights().actor, self.residual()),
             Self::Foreign(bundle) => Source::Foreign(bundle),
         }
     }
@@ -298,10 +316,11 @@ impl Source<'_> {
     /// Checks and warms up, as [`prepare`] and [`ForeignBundle::prepare`] do.
     ///
     /// # Errors
-    /// As those.
+    /// As those; for a residual also when its base is not there or another one.
     pub fn prepare(self, spaces: &Spaces, config: &PolicyConfig) -> Result<Prepared, PolicyError> {
         let mut prepared = match self {
-            Self::Ensemble(actor) => prepare(actor, spaces, config),
+            Self::Ensemble(actor, None) => prepare(actor, spaces, config),
+            Self::Ensemble(actor, Some(on)) => residual::prepare(prepare(actor, spaces, config)?, on, spaces, config),
             Self::Foreign(bundle) => bundle.prepare(spaces, config),
         }?;
         if config.action_noise > 0.0 {

@@ -32,11 +32,24 @@ pub struct Description {
     /// Clamp of the log standard deviation while training, if it was another one than for acting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training_log_std: Option<LogStdBounds>,
+    /// On what the actors stand, if they are a residual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Residual>,
     /// Names of observation and action entries, in order.
     pub spaces: Spaces,
     /// Where it comes from: data set, seeds, licence and whatever else is known.
     #[serde(default)]
     pub provenance: BTreeMap<String, String>,
+}
+
+/// On what the actors of a [residual](super::residual) stand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Residual {
+    /// SHA-256 of the base's `policy.onnx`, hexadecimal.
+    pub base_sha256: String,
+    /// How much the residual adds to an entry of the base's action at most, in (0, 2].
+    pub scale: f32,
 }
 
 /// What the weights say about themselves.
@@ -139,8 +152,11 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let Description { name, control_hz, discount, spaces, .. } = &self.description;
+        let Description { name, control_hz, discount, residual, spaces, .. } = &self.description;
         check_common(self.format, name, *control_hz, spaces)?;
+        if let Some(Residual { scale, .. }) = residual {
+            range(*scale > 0.0 && *scale <= 2.0, "description.residual.scale", scale, "above 0, at most 2")?;
+        }
         let allowed = *discount > 0.0 && *discount <= 1.0;
         range(allowed, "description.discount", discount, "above 0, at most 1")
     }
@@ -203,6 +219,7 @@ mod tests {
                 algorithm: String::from("CQL"),
                 discount: 0.99,
                 training_log_std: Some(LogStdBounds { min: -5.0, max: 2.0 }),
+                residual: Some(Residual { base_sha256: sha256(b"base"), scale: 0.2 }),
                 spaces: Spaces { observation: vec![String::from("theta_rad")], action: vec![String::from("torque")] },
                 provenance: BTreeMap::from([(String::from("data"), String::from("a \"quoted\" set\nin two lines"))]),
             },
@@ -245,6 +262,7 @@ mod tests {
             |m: &mut Manifest| m.format = 2,
             |m: &mut Manifest| m.description.control_hz = f64::NAN,
             |m: &mut Manifest| m.description.discount = 1.01,
+            |m: &mut Manifest| m.description.residual.as_mut().unwrap().scale = f32::NAN,
             |m: &mut Manifest| m.description.spaces.action.clear(),
             |m: &mut Manifest| m.description.spaces.action.push(String::from("torque")),
         ] {

@@ -4,7 +4,8 @@
 //! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare()`] encodes, checks, warms up and
 //! hands back a [`PolicyBackend`]; a policy that fails a check is never offered. [`bundle`] keeps a policy with its
 //! critics, provenance and hashes in a folder; [`import`] reads checkpoints of others. An ONNX actor of others is run
-//! by ONNX Runtime as it is ([`foreign`]) and has a bundle of its own kind ([`foreign_bundle`]).
+//! by ONNX Runtime as it is ([`foreign`]) and has a bundle of its own kind ([`foreign_bundle`]). An ensemble may act as a
+//! [`residual`] on a frozen policy.
 //!
 //! It does not sample actions, apply limits, swap policies or learn: `control` and `learner` do.
 //!
@@ -34,6 +35,7 @@ pub mod onnxruntime;
 mod panel;
 mod pickle;
 mod prepare;
+pub mod residual;
 #[cfg(test)]
 mod sample;
 mod stored_zip;
@@ -48,20 +50,25 @@ pub use firmware_bridge::MAX_ACTION;
 pub use foreign_bundle::{AnyBundle, ForeignBundle, Source};
 pub use prepare::{Engine, Prepared, Report, prepare, prepare_file};
 
-/// The ensemble's Gaussian before `tanh`, moment-matched over its members (Off2OnRL, Eq. 5).
+/// The ensemble's Gaussian before `tanh`, moment-matched over its members (Off2OnRL, Eq. 5), and what it is added to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyOutput {
     /// Mean of the members' means; the first `action_dim` entries count.
     pub mean: [f32; MAX_ACTION],
     /// Standard deviation, positive; the first `action_dim` entries count.
     pub std: [f32; MAX_ACTION],
+    /// Action of the frozen policy below a [`residual`]; 0 without one.
+    pub base: [f32; MAX_ACTION],
+    /// How much the residual adds at most; 1 without a base.
+    pub scale: f32,
     /// Length of an action.
     pub action_dim: usize,
 }
 
 impl Default for PolicyOutput {
     fn default() -> Self {
-        Self { mean: [0.0; MAX_ACTION], std: [0.0; MAX_ACTION], action_dim: 0 }
+        let zero = [0.0; MAX_ACTION];
+        Self { mean: zero, std: zero, base: zero, scale: 1.0, action_dim: 0 }
     }
 }
 
@@ -74,6 +81,12 @@ impl PolicyOutput {
     /// The standard deviations that count.
     pub fn std(&self) -> &[f32] {
         &self.std[..self.action_dim.min(MAX_ACTION)]
+    }
+
+    /// Entry `d` of the action for standard normal `noise`, in [-1, 1]: `clip(base + scale tanh(mean + std noise), -1, 1)`.
+    pub fn action(&self, d: usize, noise: f32) -> f32 {
+        // `clamp` keeps a NaN.
+        (self.base[d] + self.scale * (self.mean[d] + self.std[d] * noise).tanh()).clamp(-1.0, 1.0)
     }
 }
 

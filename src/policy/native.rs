@@ -93,7 +93,7 @@ impl NativePolicy {
     fn moments(&self, out: &mut PolicyOutput) {
         let (n, a) = (self.members as f32, self.action_dim);
         let (low, high) = STD_BOUNDS;
-        out.action_dim = a;
+        *out = PolicyOutput { action_dim: a, ..PolicyOutput::default() };
         for d in 0..a {
             let members = || self.heads.chunks_exact(2 * a).map(|head| (head[d], head[a + d]));
             let mean = members().map(|(m, _)| m).sum::<f32>() / n;
@@ -101,8 +101,6 @@ impl NativePolicy {
             out.mean[d] = mean;
             out.std[d] = var.sqrt().max(low).min(high);
         }
-        out.mean[a..].fill(0.0);
-        out.std[a..].fill(0.0);
     }
 }
 

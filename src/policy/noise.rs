@@ -39,7 +39,7 @@ mod tests {
         let weights = ensemble(2, 3, &[8], 1).actor;
         let answer = |action_noise| {
             let config = PolicyConfig { action_noise, ..PolicyConfig::default() };
-            let mut prepared = Source::Ensemble(&weights).prepare(&spaces(3, 1), &config).unwrap();
+            let mut prepared = Source::Ensemble(&weights, None).prepare(&spaces(3, 1), &config).unwrap();
             let mut out = PolicyOutput::default();
             prepared.backend.infer(&[0.1, -0.2, 0.3], &mut out).unwrap();
             (out.mean[0], out.std[0])

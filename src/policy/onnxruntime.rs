@@ -277,11 +277,9 @@ impl PolicyBackend for OrtPolicy {
     fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         check_observation(observation, self.observation_dim)?;
         self.bound.run(observation)?;
-        out.action_dim = self.action_dim;
+        *out = PolicyOutput { action_dim: self.action_dim, ..PolicyOutput::default() };
         for (index, values) in [&mut out.mean, &mut out.std].into_iter().enumerate() {
-            let (used, rest) = values.split_at_mut(self.action_dim);
-            used.copy_from_slice(self.bound.output(index));
-            rest.fill(0.0);
+            values[..self.action_dim].copy_from_slice(self.bound.output(index));
         }
         check_output(out)
     }

@@ -41,6 +41,8 @@ pub struct Prepared {
 pub struct Report {
     /// Engine in words.
     pub engine: &'static str,
+    /// Engine of the frozen policy below a residual.
+    pub base: Option<&'static str>,
     /// N.
     pub members: usize,
     /// O.
@@ -59,6 +61,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { engine, members, observation_dim, action_dim, probe_difference, .. } = self;
         write!(f, "{members} members, {observation_dim} -> {action_dim}, run by {engine} in {:?}", self.run_time)?;
+        if let Some(base) = self.base {
+            write!(f, ", on a base by {base}")?;
+        }
         write!(f, "; probe within {probe_difference:.1e}")?;
         match self.engine_difference {
             Some(difference) => write!(f, "; equal to the built-in pass within {difference:.1e}"),
@@ -120,6 +125,7 @@ pub fn prepare_file(bytes: &[u8], spaces: &Spaces, config: &PolicyConfig) -> Res
     };
     let report = Report {
         engine: backend.engine(),
+        base: None,
         members: file.actor.stack.members,
         observation_dim: backend.observation_dim(),
         action_dim: backend.action_dim(),

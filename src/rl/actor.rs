@@ -29,6 +29,19 @@ pub fn value(q1: &Tensor, q2: &Tensor, operator: ActorOperator) -> Result<Tensor
     }
 }
 
+/// What is executed when a residual actor says `action` above a frozen base: `clip(base + scale action, -1, 1)`, with
+/// `action = tanh(z)`. An entry that is clipped has no gradient.
+///
+/// The shapes broadcast, `(batch, action)` or `(draws, batch, action)`. Log-probabilities stay those of `action`: where
+/// nothing is clipped, the density of what is executed is that over `scale^|A|`, a constant that moves no gradient.
+/// Source: Ankile et al., Residual Off-Policy RL for Finetuning Behavior Cloning Policies, 2025.
+///
+/// # Errors
+/// When the shapes do not broadcast.
+pub fn executed(base: &Tensor, scale: f64, action: &Tensor) -> Result<Tensor> {
+    pointwise::clamp(&(action * scale)?.broadcast_add(base)?, -1.0, 1.0)
+}
+
 /// `mean_b [alpha log pi(a|s) - Q(s, a)]` (SAC); `alpha` is a constant here.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use super::socket::{Labels, Server};
 use super::trainer::Trainer;
 use crate::clock;
 use crate::config::Config;
-use crate::policy::Source;
+use crate::policy::{AnyBundle, Source};
 use crate::spaces::{StepFlags, StepRecord};
 use crate::telemetry::Report;
 
@@ -41,7 +41,13 @@ pub fn learn_recorded(
     let trainer = trainer.ok_or(RuntimeError::NoLearner)?;
     outlet.pump(&shared);
     if done == 0 {
-        measure("before", &config, Source::Ensemble(&trainer.weights()?.actor), options, &mut outlet)?;
+        measure(
+            "before",
+            &config,
+            Source::Ensemble(&trainer.weights()?.actor, bundle.as_ref().and_then(AnyBundle::residual)),
+            options,
+            &mut outlet,
+        )?;
     }
     shared.tell(Event::Begin { done, total: config.run.steps });
     // Whoever watches is answered; there is no policy to swap.

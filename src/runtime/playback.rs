@@ -16,7 +16,7 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_queue};
 use crate::learner::stream;
-use crate::policy::Source;
+use crate::policy::{PolicyOutput, Source};
 use crate::robot::{PlaybackRobot, RobotDescription, RobotError};
 use crate::spaces::{StepFlags, StepRecord};
 use crate::telemetry::{ControlCounters, Histogram};
@@ -174,8 +174,7 @@ struct Player<'a> {
 /// What the policy said and wanted in a tick.
 #[derive(Default)]
 struct Wanted {
-    mean: Vec<f32>,
-    std: Vec<f32>,
+    output: PolicyOutput,
     action: Vec<f32>,
 }
 
@@ -223,7 +222,7 @@ impl Player<'_> {
 impl Wanted {
     fn take(&mut self, control: &ControlLoop) {
         let (output, action) = control.chosen();
-        (self.mean, self.std, self.action) = (output.mean().to_vec(), output.std().to_vec(), action.to_vec());
+        (self.output, self.action) = (output.clone(), action.to_vec());
     }
 }
 
@@ -258,10 +257,12 @@ impl EpisodeReplay {
             self.first = entries.find(|(_, (a, b))| a.to_bits() != b.to_bits()).map(different);
         }
         let deviation = |entry: usize, action: f32| {
-            let before_tanh = action.clamp(-0.999_999, 0.999_999).atanh();
-            f64::from((before_tanh - wanted.mean[entry]).abs() / wanted.std[entry].max(f32::MIN_POSITIVE))
+            let PolicyOutput { mean, std, base, scale, .. } = &wanted.output;
+            let own = (action - base[entry]) / scale;
+            let before_tanh = own.clamp(-0.999_999, 0.999_999).atanh();
+            f64::from((before_tanh - mean[entry]).abs() / std[entry].max(f32::MIN_POSITIVE))
         };
-        let count = then.action.len().min(wanted.mean.len()).min(MAX_ACTION);
+        let count = then.action.len().min(wanted.output.action_dim).min(MAX_ACTION);
         let mean: f64 = (0..count).map(|entry| deviation(entry, then.action[entry])).sum::<f64>() / count.max(1) as f64;
         self.deviations += (mean - self.deviations) / self.agreement.steps as f64;
     }

@@ -24,6 +24,7 @@ use crate::learner::pretrain::{PretrainMetrics, Pretrainer};
 use crate::learner::{Dims, LearnerError};
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::manifest::Description;
+use crate::policy::residual::ResidualError;
 use crate::policy::{Bundle, PolicyError, Source, checks};
 use crate::replay::{Replay, Store};
 
@@ -137,6 +138,9 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(config: &'a Config, critics_for: Option<&Bundle>, folder: PathBuf) -> Result<Self, RuntimeError> {
+        if critics_for.is_some_and(|bundle| bundle.manifest().description.residual.is_some()) {
+            return Err(PolicyError::from(ResidualError::NotAlone { path: config.policy.bundle.clone() }).into());
+        }
         let dims = Dims::from(&config.robot.spaces);
         let (settings, learner) = (&config.pretrain, &config.learner);
         if let Some(bundle) = critics_for {
@@ -208,7 +212,7 @@ impl<'a> Work<'a> {
         let deterministic = Exploration::Deterministic;
         let found = evaluate(
             config,
-            Source::Ensemble(&weights.actor),
+            Source::Ensemble(&weights.actor, None),
             episodes,
             deterministic,
             &options.program,
@@ -277,6 +281,7 @@ fn description(config: &Config, algorithm: &str, updates: u64) -> Description {
         algorithm: format!("{algorithm}, {updates} updates, batch {}", p.batch_size),
         discount: config.learner.discount,
         training_log_std: Some(p.log_std),
+        residual: None,
         spaces: config.robot.spaces.clone(),
         provenance: provenance.map(|(key, value)| (key.to_owned(), value)).into(),
     }

@@ -17,6 +17,7 @@ use crate::clock::{self, Stamp};
 use crate::config::{PolicyConfig, SwapAt, SwapConfig};
 use crate::control::{Offer, PolicyHandover, SwapRequest, Unsent};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
+use crate::policy::manifest::Residual;
 use crate::policy::{AnyBundle, PolicyError, Prepared, Source, checks};
 use crate::replay::Replay;
 use crate::spaces::Spaces;
@@ -32,6 +33,8 @@ const BUSY: &str = "the control loop does not take requests at present; the poli
 pub(super) struct Publisher {
     spaces: Spaces,
     config: PolicyConfig,
+    /// On what the learner's actors stand, if they are a residual.
+    residual: Option<Residual>,
     swap: SwapConfig,
     handover: PolicyHandover,
     shared: Arc<Shared>,
@@ -68,6 +71,7 @@ impl Publisher {
         Self {
             spaces,
             config,
+            residual: None,
             swap: SwapConfig::default(),
             handover,
             shared,
@@ -95,6 +99,12 @@ impl Publisher {
         self
     }
 
+    /// The learner's actors are a residual.
+    pub(super) fn on_base(mut self, residual: Option<&Residual>) -> Self {
+        self.residual = residual.cloned();
+        self
+    }
+
     /// The learner's actors. Skipped while an operator's choice is held.
     pub(super) fn publish(&mut self, actor: &ActorWeights) {
         #[cfg(test)]
@@ -104,8 +114,10 @@ impl Publisher {
             return;
         }
         let begin = clock::monotonic();
-        let prepared = Source::Ensemble(actor).prepare(&self.spaces, &self.config);
-        match prepared.map(|prepared| self.hand_over(prepared, Source::Ensemble(actor), SwapAt::Tick, begin)) {
+        let residual = self.residual.clone();
+        let source = Source::Ensemble(actor, residual.as_ref());
+        let prepared = source.prepare(&self.spaces, &self.config);
+        match prepared.map(|prepared| self.hand_over(prepared, source, SwapAt::Tick, begin)) {
             Ok(Err(Unsent::Busy)) => {
                 log::warn!("the control loop did not take the last policy in time; this one is skipped");
             }
@@ -170,6 +182,11 @@ impl Publisher {
         let adopted = match (adopt, self.learns) {
             (false, _) => None,
             (true, false) => return Err("this process does not learn: swap without --learner adopt".into()),
+            (true, true) if bundle.residual() != self.residual.as_ref() => {
+                return Err(
+                    "the learner's actors stand on another base, or on none: swap without --learner adopt".into()
+                );
+            }
             (true, true) => Some(Box::new(bundle.ensemble().map_err(|e| words(&e))?.weights().clone())),
         };
         let mut prepared = bundle.source().prepare(&self.spaces, &self.config).map_err(|e| words(&e))?;

@@ -31,7 +31,8 @@ use crate::config::{ClockKind, Config, Existing, Exploration};
 use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_queue};
 use crate::learner::stream;
 use crate::nn::weights::EnsembleWeights;
-use crate::policy::manifest::Description;
+use crate::policy::manifest::{Description, Residual};
+use crate::policy::residual::{Frozen, ResidualError};
 use crate::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, Source, checks};
 use crate::replay::Replay;
 use crate::telemetry::{EpisodeReturn, FileSink, Report, Sink};
@@ -197,6 +198,9 @@ pub(super) fn begin<'a>(
     };
     if let Some(bundle) = &bundle {
         checks::names(bundle.spaces(), &config.robot.spaces).map_err(PolicyError::from)?;
+        if bundle.residual().is_none() && !config.policy.base.as_os_str().is_empty() {
+            return Err(PolicyError::from(ResidualError::NoResidual { path: config.policy.bundle.clone() }).into());
+        }
     }
     let metrics_path = folder.join("metrics.jsonl");
     let metrics = Box::new(FileSink::append(&metrics_path).map_err(RuntimeError::file(&metrics_path))?);
@@ -212,7 +216,8 @@ pub(super) fn begin<'a>(
     let trainer = match bundle.as_ref().filter(|_| config.learner.enabled) {
         Some(bundle) => {
             let weights = ensemble(bundle)?.weights();
-            Some(Trainer::new(weights, config, Arc::clone(&replay), Arc::clone(&shared))?)
+            let on = bundle.residual().map(|on| Frozen::new(on, &config.robot.spaces, &config.policy)).transpose()?;
+            Some(Trainer::new(weights, on, config, Arc::clone(&replay), Arc::clone(&shared))?)
         }
         None => None,
     };
@@ -226,8 +231,9 @@ pub(super) fn begin<'a>(
 pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Report, RuntimeError> {
     let Begun { shared, mut outlet, bundle, replay, trainer, done, _page } = begin(config, options, observer)?;
     let learned = trainer.as_ref().map(Trainer::weights).transpose()?;
+    let residual = bundle.as_ref().and_then(AnyBundle::residual);
     let start = match (&learned, &bundle) {
-        (Some(weights), _) => Some(Source::Ensemble(&weights.actor)),
+        (Some(weights), _) => Some(Source::Ensemble(&weights.actor, residual)),
         (None, bundle) => bundle.as_ref().map(AnyBundle::source),
     };
     outlet.pump(&shared);
@@ -241,7 +247,7 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     };
     let in_use = start.map(Kept::from);
     let (work, simulator, doors) =
-        assemble(config, options, &shared, &replay, trainer, (prepared, in_use), done, &mut outlet.report)?;
+        assemble(config, options, &shared, &replay, trainer, (prepared, in_use), residual, done, &mut outlet.report)?;
     let begin = clock::monotonic();
     let ended = learn(work, config, doors, &mut outlet)?;
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
@@ -307,6 +313,7 @@ fn assemble(
     replay: &Arc<Mutex<Replay>>,
     trainer: Option<Trainer>,
     (policy, in_use): (Box<dyn PolicyBackend>, Option<Kept>),
+    residual: Option<&Residual>,
     done: u64,
     report: &mut Report,
 ) -> Result<(Work, Option<Simulator>, Doors), RuntimeError> {
@@ -341,7 +348,8 @@ fn assemble(
     let labels = Labels::new(config, replay);
     let socket = Server::bind(&config.run.directory, Arc::clone(shared), ask, labels)?;
     let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared))
-        .with_swaps(&config.swap, Arc::clone(replay), in_use, trainer.is_some());
+        .with_swaps(&config.swap, Arc::clone(replay), in_use, trainer.is_some())
+        .on_base(residual);
     let sync_every = Duration::from_secs_f64(config.replay.sync_every_s);
     let mut recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every, classifier);
     recorder.mark_person(options.source.is_person());
@@ -397,7 +405,7 @@ pub(super) fn finish(
         let weights = trainer.weights()?;
         save_bundle(config, ensemble(bundle)?, weights.clone(), shared.updates.load(Relaxed))?;
         if complete && ended.stopped.is_none() {
-            measure("after", config, Source::Ensemble(&weights.actor), options, outlet)?;
+            measure("after", config, Source::Ensemble(&weights.actor, bundle.residual()), options, outlet)?;
         }
         let report = &mut outlet.report;
         (report.updates_per_second, report.updates_per_cpu_second) = trainer.rates();

@@ -3,14 +3,15 @@
 use std::fmt;
 
 use crate::nn::weights::ActorWeights;
+use crate::policy::manifest::Residual;
 use crate::policy::{ForeignBundle, PolicyBackend, PolicyError, PolicyOutput, Source};
 use crate::replay::Store;
 use crate::spaces::{Spaces, StepRecord};
 
 /// A policy that can be made ready again: the publisher keeps those that the loop has, for comparison.
 pub(super) enum Kept {
-    /// An ensemble's actors.
-    Ensemble(Box<ActorWeights>),
+    /// An ensemble's actors, and on what they stand if they are a residual.
+    Ensemble(Box<(ActorWeights, Option<Residual>)>),
     /// An ONNX actor of others.
     Foreign(Box<ForeignBundle>),
 }
@@ -18,7 +19,7 @@ pub(super) enum Kept {
 impl From<Source<'_>> for Kept {
     fn from(source: Source<'_>) -> Self {
         match source {
-            Source::Ensemble(actor) => Self::Ensemble(Box::new(actor.clone())),
+            Source::Ensemble(actor, residual) => Self::Ensemble(Box::new((actor.clone(), residual.cloned()))),
             Source::Foreign(bundle) => Self::Foreign(Box::new(bundle.clone())),
         }
     }
@@ -28,13 +29,13 @@ impl Kept {
     /// To make it ready.
     pub(super) fn source(&self) -> Source<'_> {
         match self {
-            Self::Ensemble(actor) => Source::Ensemble(actor),
+            Self::Ensemble(kept) => Source::Ensemble(&kept.0, kept.1.as_ref()),
             Self::Foreign(bundle) => Source::Foreign(bundle),
         }
     }
 }
 
-/// How far two policies are apart, `|tanh(mean) - tanh(mean)|`.
+/// How far the actions of two policies without noise are apart.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Shadow {
     /// Observations they were run on.
@@ -82,8 +83,8 @@ pub(super) fn compare(
     for record in observations {
         new.infer(&record.observation, &mut theirs)?;
         old.infer(&record.observation, &mut ours)?;
-        for (entry, (a, b)) in theirs.mean().iter().zip(ours.mean()).enumerate() {
-            let difference = (a.tanh() - b.tanh()).abs();
+        for entry in 0..theirs.action_dim.min(ours.action_dim) {
+            let difference = (theirs.action(entry, 0.0) - ours.action(entry, 0.0)).abs();
             shadow.mean += f64::from(difference) / entries;
             if difference >= shadow.largest.0 {
                 shadow.largest = (difference, spaces.action.get(entry).cloned().unwrap_or_default());

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config::{Cadence, Config, DeviceKind, LearnerConfig};
 use crate::learner::{Dims, Learner, Schedule, UpdateMetrics, advise, choose};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
+use crate::policy::residual::Frozen;
 use crate::replay::Replay;
 
 /// Updates the summary of losses looks back on.
@@ -54,9 +55,11 @@ fn settings(
 }
 
 impl Trainer {
-    /// From the checkpoint of the run folder where there is one, else from the bundle's weights.
+    /// From the checkpoint of the run folder where there is one, else from the bundle's weights; on `base` if they are a
+    /// residual.
     pub(super) fn new(
         weights: &EnsembleWeights,
+        base: Option<Frozen>,
         config: &Config,
         replay: Arc<Mutex<Replay>>,
         shared: Arc<Shared>,
@@ -66,12 +69,12 @@ impl Trainer {
         let dims = Dims::from(spaces);
         let settings = settings(weights, dims, config, &shared)?;
         let learner = if checkpoint.exists() {
-            let (learner, state) = Learner::load(&checkpoint, dims, &settings, &config.replay)?;
+            let (learner, state) = Learner::load(&checkpoint, dims, &settings, &config.replay, base)?;
             lock(&replay).restore(&state)?;
             shared.tell(Event::Note(format!("learner goes on at update {}", learner.updates())));
             learner
         } else {
-            Learner::new(weights, dims, &settings, &config.replay, config.run.seed)?
+            Learner::new(weights, dims, &settings, &config.replay, config.run.seed)?.on_base(base)
         };
         shared.updates.store(learner.updates(), Relaxed);
         Ok(Self {

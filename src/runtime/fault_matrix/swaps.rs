@@ -87,7 +87,7 @@ impl World {
         );
         let (_, unused) = crate::control::policy_slot(super::world::offer(|_| Answer::Mean(0.0), 1, 0));
         let handover = std::mem::replace(&mut rig.handover, unused);
-        let in_use = Kept::from(Source::Ensemble(&weights(0.0, 0).actor));
+        let in_use = Kept::from(Source::Ensemble(&weights(0.0, 0).actor, None));
         let publisher = Publisher::new(spaces(), config.policy, handover, Arc::clone(&shared)).with_swaps(
             swap,
             Arc::clone(&replay),
@@ -122,6 +122,7 @@ impl World {
             algorithm: "none".into(),
             discount: 0.99,
             training_log_std: None,
+            residual: None,
             spaces: spaces(),
             provenance: std::collections::BTreeMap::default(),
         };
@@ -249,7 +250,7 @@ fn the_learner_takes_networks_over_and_keeps_its_own_when_they_do_not_fit() {
     config.learner.warmup_steps = 10;
     config.learner.batch_size = 4;
     let (own, other) = (weights(0.0, 0), weights(0.5, 5));
-    let mut trainer = Trainer::new(&own, &config, world.recorder.replay(), Arc::clone(&world.shared)).unwrap();
+    let mut trainer = Trainer::new(&own, None, &config, world.recorder.replay(), Arc::clone(&world.shared)).unwrap();
     trainer.update().unwrap();
     assert!(!trainer.adopt(), "nothing is asked");
     *lock(&world.shared.adoption) = Some(Box::new(other.clone()));

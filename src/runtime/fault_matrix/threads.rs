@@ -200,7 +200,7 @@ fn run(case: &Case) {
     let pretrain = PretrainConfig { hidden: vec![4], ensemble_size: 2, ..PretrainConfig::default() };
     let weights = Pretrainer::new(Dims::from(&spaces), &pretrain, &config.learner, 0).unwrap().weights().unwrap();
     let replay = Arc::new(Mutex::new(troubled_replay(&config, folder.path(), case.trouble)));
-    let trainer = Trainer::new(&weights, &config, Arc::clone(&replay), Arc::clone(&shared)).unwrap();
+    let trainer = Trainer::new(&weights, None, &config, Arc::clone(&replay), Arc::clone(&shared)).unwrap();
     if case.trouble == Trouble::CheckpointRefused {
         std::fs::write(folder.path().join("checkpoint"), "not a folder").unwrap();
     }
