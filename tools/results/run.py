@@ -33,10 +33,13 @@ def arguments():
     add("--starts", nargs="*", default=[], choices=list(STARTS), help="data sets to pretrain on: table (b)")
     add("--methods", nargs="*", default=["off2on-code", "uniform", "online-only"], choices=METHODS)
     add("--seeds", nargs="*", type=int, default=[0, 1])
+    add("--pretrain-seed", type=int, help="fine-tune all seeds from this one's pretraining; default: each from its own")
     add("--steps", type=int, default=30_000, help="online steps of a fine-tuning")
     add("--part-steps", type=int, default=10_000, help="online steps between two evaluations; a run stops and resumes there")
     add("--episodes", type=int, default=5, help="deterministic episodes of an evaluation")
     add("--pretrain-updates", type=int, default=100_000)
+    add("--imitate", type=int, default=0, help="first of these updates, in which the actors imitate the data")
+    add("--imitate-set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="while they imitate, after --set")
     add("--best", action="store_true", help="fine-tune the ensemble of the best evaluation, not the last one")
     add("--evaluate-every", type=int, default=10_000, help="pretraining updates between two evaluations")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every part; kept in the raw files")
@@ -133,13 +136,15 @@ def pretrain(options, start, seed):
             f"run.seed={seed}",
             f"run.evaluate_episodes={options.episodes}",
             f"pretrain.evaluate_every={options.evaluate_every}",
-            f"pretrain.updates={options.pretrain_updates}",
+            f"pretrain.behaviour_cloning_updates={options.imitate}",
             *options.set,
         ]
-        best = ["--best"] if options.best else []
-        call(options, name, ["pretrain", "--out", str(bundle), "--report", str(report), *best], settings)
-    found = read(report)
-    write(raw, {"kind": "pretrain", "start": start, "best": options.best, "set": options.set, **found})
+        command = ["pretrain", "--out", str(bundle), "--report", str(report), *(["--best"] if options.best else [])]
+        if options.imitate_set and not (report.exists() and read(report)["updates"] >= options.imitate):
+            call(options, name, command, [*settings, f"pretrain.updates={options.imitate}", *options.imitate_set])
+        call(options, name, command, [*settings, f"pretrain.updates={options.pretrain_updates}"])
+    kept = {key: getattr(options, key) for key in ("best", "set", "imitate", "imitate_set")}
+    write(raw, {"kind": "pretrain", "start": start, **kept, **read(report)})
     return bundle
 
 
@@ -202,7 +207,7 @@ def main():
             for method in options.methods:
                 finetune(options, "published", options.published, data, method, seed)
         for start in options.starts:
-            bundle = pretrain(options, start, seed)
+            bundle = pretrain(options, start, seed if options.pretrain_seed is None else options.pretrain_seed)
             for method in options.methods:
                 finetune(options, start, bundle, data_of(options, start), method, seed)
     render.page(options.raw, options.docs)
