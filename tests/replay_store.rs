@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use fieldtune::clock::{Clock, monotonic};
 use fieldtune::config::{ReplayConfig, SamplerKind};
 use fieldtune::replay::{Access, HeaderProblem, Layout, Replay, ReplayError, Store};
 use fieldtune::spaces::{Minibatch, Source, StepFlags, StepRecord};
@@ -90,6 +92,17 @@ fn the_seam_joins_nothing_even_where_episode_and_step_would_fit() {
     assert_eq!((store.transitions(), store.is_sampleable(1)), (1, true));
 }
 
+/// A test beside this one that starts a process holds every lock until that process has begun.
+fn open_when_free(dir: &Path, access: Access) -> Store {
+    for _ in 0..500 {
+        match Store::open(dir, access) {
+            Err(ReplayError::Locked { .. }) => Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(10))),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the buffer stays locked")
+}
+
 #[test]
 fn a_second_opener_is_refused_and_told_who_holds_the_buffer() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,11 +117,11 @@ fn a_second_opener_is_refused_and_told_who_holds_the_buffer() {
     }
     assert!(matches!(Store::create(dir.path(), LAYOUT, 30), Err(ReplayError::Exists { .. })));
     drop(store);
-    let readers: Vec<Store> = (0..3).map(|_| Store::open(dir.path(), Access::ReadOnly).unwrap()).collect();
+    let readers: Vec<Store> = (0..3).map(|_| open_when_free(dir.path(), Access::ReadOnly)).collect();
     assert!(matches!(Store::open(dir.path(), Access::ReadWrite), Err(ReplayError::Locked { .. })));
     assert_holds(&readers[2], 1..=7);
     drop(readers);
-    Store::open(dir.path(), Access::ReadWrite).unwrap();
+    open_when_free(dir.path(), Access::ReadWrite);
 }
 
 #[test]

@@ -190,6 +190,8 @@ def finetune(options, start, bundle, data, method, seed):
         if not report.exists() or read(report)["online_transitions"] < steps:
             call(options, name, ["run", "--quiet", "--report", str(report)], settings_of_part)
         found = read(report)
+        if found["online_transitions"] < steps:
+            sys.exit(f"{name} was stopped at {found['online_transitions']} of {steps} steps; start again to go on")
         if not done["points"]:
             done["points"].append({"steps": 0, "updates": 0, "returns": found["before"]})
         point = {"steps": steps, "updates": found["updates"], "returns": found["after"]}
