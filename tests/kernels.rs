@@ -5,7 +5,7 @@
 
 mod learner_problem;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fieldtune::clock;
@@ -47,7 +47,10 @@ fn everywhere<T>(work: &dyn Fn(&Device) -> T) -> Vec<T> {
     let orders = [Order::Ascending, Order::Descending];
     let mut found: Vec<T> = orders.iter().filter_map(|order| on_host(*order, || work(&Device::Cpu))).collect();
     if found.is_empty() {
-        eprintln!("skipped: kernels on the processor (cargo test --features host-kernels, with a C++ compiler)");
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            eprintln!("skipped: kernels on the processor (cargo test --features host-kernels, with a C++ compiler)");
+        });
     }
     if let Some(device) = gpu() {
         // The tests share the GPU's one stream.

@@ -96,7 +96,9 @@ fn the_seam_joins_nothing_even_where_episode_and_step_would_fit() {
 fn open_when_free(dir: &Path, access: Access) -> Store {
     for _ in 0..500 {
         match Store::open(dir, access) {
-            Err(ReplayError::Locked { .. }) => Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(10))),
+            Err(ReplayError::Locked { .. }) => {
+                Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(10)))
+            }
             opened => return opened.unwrap(),
         }
     }

@@ -1,5 +1,7 @@
 //! One buffer: a ring of records that survives the death of its writer (`docs/replay-format.md`).
 
+mod label;
+
 use std::path::{Path, PathBuf};
 
 use super::budget::Budget;
@@ -7,12 +9,12 @@ use super::error::ReplayError;
 use super::files::{self, RECORD_FILE, io_error};
 use super::frames::{FrameShape, Frames, Seen};
 use super::header::{Header, MINOR};
-use super::layout::{Head, Layout, MAX_SEQUENCE, RECORDS_AT, reward, u32_at};
+use super::layout::{Head, Layout, MAX_SEQUENCE, RECORDS_AT, u32_at};
 use super::meta::{Meta, Origin};
 use super::region::{Ahead, Mapped, Region, write_checked};
 use super::scan::{BadRecords, scan};
 use super::slot_set::SlotSet;
-use crate::spaces::{Outcome, StepFlags, StepRecord};
+use crate::spaces::{StepFlags, StepRecord};
 
 /// How a buffer is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,60 +291,6 @@ impl Store {
             self.pair(self.slot(sequence - 1));
         }
         Ok(sequence)
-    }
-
-    /// Makes `outcome` the outcome of an episode that has ended: its last step becomes terminated, and its reward
-    /// changes by what `worth` says the outcome is worth, less the worth of the outcome it had before. Returns the
-    /// former outcome.
-    ///
-    /// # Errors
-    /// When the end of the episode is not in the buffer, the reward would not be finite, the buffer is read-only, or a
-    /// sync failed before. Nothing is changed then.
-    pub fn label(
-        &mut self,
-        episode: u32,
-        outcome: Outcome,
-        worth: impl Fn(Outcome) -> f32,
-    ) -> Result<Option<Outcome>, ReplayError> {
-        self.writable()?;
-        let slot = self.end_of(episode)?;
-        let range = self.range(slot);
-        self.scratch.copy_from_slice(&self.region.bytes()[range]);
-        let (mut flags, step) = (self.head(slot).flags, self.head(slot).step);
-        let before = flags.outcome();
-        let reward = reward(&self.scratch) + worth(outcome) - before.map_or(0.0, &worth);
-        if !reward.is_finite() {
-            return Err(ReplayError::NotFinite { episode, step, what: "reward" });
-        }
-        for gone in [StepFlags::TRUNCATED, StepFlags::SUCCESS, StepFlags::FAILURE] {
-            flags.remove(gone);
-        }
-        flags.insert(StepFlags::TERMINATED);
-        flags.insert(outcome.flag());
-        Layout::relabel(&mut self.scratch, flags, reward);
-        self.write_record(slot)?;
-        Ok(before)
-    }
-
-    /// The transition that ends an episode, the newest first.
-    fn end_of(&self, episode: u32) -> Result<usize, ReplayError> {
-        let ends = |slot: &usize| {
-            let head = self.head(*slot);
-            let ended = head.flags.contains(StepFlags::TERMINATED) || head.flags.contains(StepFlags::TRUNCATED);
-            head.episode == episode && ended && self.transitions.contains(*slot)
-        };
-        if let Some(slot) = self.valid.iter().filter(ends).max_by_key(|slot| self.sequence_in(*slot)) {
-            return Ok(slot);
-        }
-        let mut held = None;
-        for present in self.valid.iter().map(|slot| self.head(slot).episode) {
-            if present == episode {
-                return Err(ReplayError::NotEnded { episode });
-            }
-            let (first, last) = held.unwrap_or((present, present));
-            held = Some((present.min(first), present.max(last)));
-        }
-        Err(ReplayError::NoEpisode { episode, held })
     }
 
     fn writable(&self) -> Result<(), ReplayError> {
