@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
 #![allow(unsafe_code, reason = "a counting global allocator")]
 
+mod places;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -219,10 +221,6 @@ fn ticks_of_the_built_in_pass_leave_the_heap_alone() {
 
 #[test]
 fn ticks_of_onnx_runtime_leave_the_rust_heap_alone() {
-    let library = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".native/libonnxruntime.so");
-    if !library.exists() {
-        eprintln!("skipped: {} is missing; tools/setup-native fetches it", library.display());
-        return;
-    }
+    let Some(library) = places::onnxruntime() else { return };
     ticks_without_allocation(&PolicyConfig { onnxruntime: library, ..PolicyConfig::default() });
 }

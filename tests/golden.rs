@@ -2,26 +2,19 @@
 //! by the code behind `fieldtune check golden`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
 
+mod places;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Device;
 use fieldtune::golden::{check_file, check_folder};
 use fieldtune::kernels::{Order, on_host};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-fn shared(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).to_path_buf();
-    let roots = std::env::var_os("FIELDTUNE_SHARED").map(PathBuf::from).into_iter().chain([beside]);
-    roots.map(|root| root.join(name)).find(|path| path.exists())
-}
-
 #[test]
 fn every_golden_file_agrees() {
-    let Some(folder) = shared("golden") else {
-        eprintln!("skipped: no golden folder in $FIELDTUNE_SHARED or ../shared");
-        return;
-    };
+    let Some(folder) = places::shared("golden") else { return };
     let agree = || {
         let reports = check_folder(&folder, &Device::Cpu).unwrap();
         let wrong: Vec<_> = reports.iter().filter(|report| !report.passed()).collect();

@@ -1,9 +1,10 @@
 //! Inference does not touch the heap: what the control thread calls on every tick.
 
+mod places;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use fieldtune::config::PolicyConfig;
 use fieldtune::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
@@ -104,12 +105,7 @@ fn a_residual_on_its_base_never_allocates() {
 
 #[test]
 fn onnx_runtime_makes_no_rust_allocation() {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.native/libonnxruntime.so"));
-    let library = std::env::var_os("FIELDTUNE_ONNXRUNTIME").map_or_else(default, PathBuf::from);
-    if !library.exists() {
-        eprintln!("skipped: no ONNX Runtime at {} (FIELDTUNE_ONNXRUNTIME names another place)", library.display());
-        return;
-    }
+    let Some(library) = places::onnxruntime() else { return };
     let names = |prefix: &str, n: usize| (0..n).map(|i| format!("{prefix}{i}")).collect();
     let spaces = Spaces { observation: names("o", 17), action: names("a", 6) };
     let bytes = onnx_file::encode(&actor(), &spaces, &[]).unwrap();

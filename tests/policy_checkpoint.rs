@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stderr, reason = "what is skipped is printed")]
 
-use std::path::PathBuf;
+mod places;
 
 use fieldtune::nn::weights::{EnsembleWeights, StackWeights};
 use fieldtune::policy::checks::probe_observations;
@@ -17,28 +17,8 @@ const MEAN: [f32; 6] = [1.835_837, 1.625_144, 1.397_312, 0.098_222, -1.514_471, 
 const STD: [f32; 6] = [0.898_077, 0.598_360, 0.729_138, 0.852_772, 0.952_725, 0.907_941];
 const TWIN_MIN: [f64; 5] = [-461.5489, -287.2976, -342.6763, -307.4552, -406.4464];
 
-fn shared(name: &str) -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared"));
-    let path = std::env::var_os("FIELDTUNE_SHARED").map_or_else(default, PathBuf::from).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there", path.display());
-    None
-}
-
-fn library() -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.native/libonnxruntime.so"));
-    let path = std::env::var_os("FIELDTUNE_ONNXRUNTIME").map_or_else(default, PathBuf::from);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no ONNX Runtime at {} (FIELDTUNE_ONNXRUNTIME names another place)", path.display());
-    None
-}
-
 fn agents() -> Option<EnsembleWeights> {
-    let dir = shared("checkpoints/off2onrl_halfcheetah_medium_v0")?;
+    let dir = places::shared("checkpoints/off2onrl_halfcheetah_medium_v0")?;
     Some(import_off2onrl(&dir).expect("the published agents are readable"))
 }
 
@@ -112,7 +92,7 @@ fn imported_agents_survive_a_bundle() {
 
 #[test]
 fn engines_agree_on_the_agents_over_a_thousand_observations() {
-    let (Some(weights), Some(library)) = (agents(), library()) else {
+    let (Some(weights), Some(library)) = (agents(), places::onnxruntime()) else {
         return;
     };
     let bytes = onnx_file::encode(&weights.actor, &spaces(), &[]).unwrap();

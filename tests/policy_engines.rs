@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stderr, reason = "what is skipped is printed")]
 
-use std::path::PathBuf;
+mod places;
 
 use fieldtune::config::{PolicyConfig, PolicyEngine};
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
@@ -14,16 +14,6 @@ use fieldtune::spaces::Spaces;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
-
-fn library() -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.native/libonnxruntime.so"));
-    let path = std::env::var_os("FIELDTUNE_ONNXRUNTIME").map_or_else(default, PathBuf::from);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no ONNX Runtime at {} (FIELDTUNE_ONNXRUNTIME names another place)", path.display());
-    None
-}
 
 fn actor(members: usize, observation: usize, hidden: &[usize], action: usize, norm: bool) -> ActorWeights {
     let mut random = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(3));
@@ -51,7 +41,7 @@ fn spaces(observation: usize, action: usize) -> Spaces {
 
 #[test]
 fn engines_agree_for_every_shape() {
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let runtime = Runtime::load(&library).unwrap();
     let shapes: [(usize, usize, &[usize], usize, bool); 6] = [
         (1, 1, &[], 1, false),
@@ -74,7 +64,7 @@ fn engines_agree_for_every_shape() {
 
 #[test]
 fn a_configured_library_runs_the_policy_and_a_second_one_is_refused() {
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let bytes = onnx_file::encode(&actor(5, 3, &[64, 64], 1, false), &spaces(3, 1), &[]).unwrap();
     for engine in [PolicyEngine::Auto, PolicyEngine::Onnxruntime] {
         let config = PolicyConfig { engine, onnxruntime: library.clone(), ..PolicyConfig::default() };
@@ -91,7 +81,7 @@ fn a_configured_library_runs_the_policy_and_a_second_one_is_refused() {
 
 #[test]
 fn onnx_runtime_refuses_what_is_no_policy() {
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let runtime = Runtime::load(&library).unwrap();
     let bytes = onnx_file::encode(&actor(2, 3, &[8], 1, false), &spaces(3, 1), &[]).unwrap();
     assert!(OrtPolicy::new(runtime, &bytes[..bytes.len() / 2]).is_err());
@@ -125,7 +115,7 @@ fn files_that_are_no_library_are_refused_with_the_reason() {
     assert!(refusal("short.so", b"\x7fELF").contains("cannot read"));
     // The head of this very program, and of the real library when it is there: the loader would die on both.
     let program = std::env::current_exe().unwrap();
-    for file in library().into_iter().chain([program]) {
+    for file in places::onnxruntime().into_iter().chain([program]) {
         let head = std::fs::read(&file).unwrap()[..4096].to_vec();
         assert!(refusal("cut.so", &head).contains("truncated, 4096 of"));
     }

@@ -8,6 +8,8 @@
     reason = "a test stops at the first surprise and prints what it skips"
 )]
 
+mod places;
+
 use std::path::{Path, PathBuf};
 
 use fieldtune::config::PolicyConfig;
@@ -28,26 +30,6 @@ fn data(name: &str) -> PathBuf {
 fn numbers(name: &str) -> Vec<f32> {
     let bytes = std::fs::read(data(name)).expect("a fixture");
     npyz::NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
-}
-
-fn library() -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.native/libonnxruntime.so"));
-    let path = std::env::var_os("FIELDTUNE_ONNXRUNTIME").map_or_else(default, PathBuf::from);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no ONNX Runtime at {} (FIELDTUNE_ONNXRUNTIME names another place)", path.display());
-    None
-}
-
-fn shared(name: &str) -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared"));
-    let path = std::env::var_os("FIELDTUNE_SHARED").map_or_else(default, PathBuf::from).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there", path.display());
-    None
 }
 
 fn raw() -> Given {
@@ -166,7 +148,7 @@ fn an_onnx_actor_of_others_keeps_its_answers_in_a_bundle() {
     let bytes = std::fs::read(data("d3rlpy_cql.onnx")).unwrap();
     let description = foreign::inspect(&bytes, None).unwrap();
     assert_eq!((description.opset, description.interface.observation_dim), (11, 5));
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let runtime = Runtime::load(&library).unwrap();
     let interface = &description.interface;
     let mut policy = ForeignPolicy::new(runtime, &bytes, interface).unwrap();
@@ -214,7 +196,7 @@ fn an_onnx_actor_of_others_keeps_its_answers_in_a_bundle() {
 
 #[test]
 fn published_onnx_actors_are_read_and_run() {
-    let library = library();
+    let library = places::onnxruntime();
     for (file, observation_dim, action_dim) in [
         ("policies/apollo_policy.onnx", 112, 32),
         ("policies/bh_policy.onnx", 52, 12),
@@ -223,7 +205,7 @@ fn published_onnx_actors_are_read_and_run() {
         ("datasets/halfcheetah_medium_actor.onnx", 17, 6),
         ("datasets/halfcheetah_strong_actor.onnx", 17, 6),
     ] {
-        let Some(path) = shared(file) else { continue };
+        let Some(path) = places::shared(file) else { continue };
         let bytes = std::fs::read(path).unwrap();
         let interface = foreign::inspect(&bytes, None).unwrap().interface;
         assert_eq!((interface.observation_dim, interface.action_dim), (observation_dim, action_dim), "{file}");
@@ -261,7 +243,7 @@ fn fieldtune(arguments: &[&str]) -> String {
 
 #[test]
 fn a_brought_actor_drives_the_control_loop_as_its_weights_do() {
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let folder = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();

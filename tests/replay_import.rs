@@ -1,7 +1,8 @@
 //! Data sets become offline buffers: once, whole, and with the right transitions.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-use std::path::{Path, PathBuf};
+mod places;
+
 use std::time::{Duration, SystemTime};
 
 use fieldtune::config::ReplayConfig;
@@ -10,12 +11,6 @@ use fieldtune::replay::{Layout, Replay, ReplayError, Store, import, open_offline
 use fieldtune::spaces::{Minibatch, Source, StepFlags, StepRecord};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-
-fn shared(name: &str) -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let path = std::env::var_os("FIELDTUNE_SHARED").map_or_else(beside, PathBuf::from).join(name);
-    path.exists().then_some(path)
-}
 
 const LAYOUT: Layout = Layout { observation_dim: 2, action_dim: 1, schema_hash: 3 };
 
@@ -141,10 +136,7 @@ fn a_data_set_is_imported_once_and_again_when_it_changes() {
 
 #[test]
 fn a_real_locomotion_data_set_becomes_a_buffer() {
-    let Some(path) = shared("datasets/halfcheetah_medium_v5.npz") else {
-        eprintln!("skipped: the shared data sets are not here");
-        return;
-    };
+    let Some(path) = places::shared("datasets/halfcheetah_medium_v5.npz") else { return };
     let data = episode::read(&path, &Choices::default()).unwrap();
     let returns = data.returns();
     let mean = returns.iter().sum::<f64>() / returns.len() as f64;

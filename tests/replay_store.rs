@@ -97,7 +97,7 @@ fn open_when_free(dir: &Path, access: Access) -> Store {
     for _ in 0..500 {
         match Store::open(dir, access) {
             Err(ReplayError::Locked { .. }) => {
-                Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(10)))
+                Clock::Monotonic.sleep_until(monotonic().plus(Duration::from_millis(10)));
             }
             opened => return opened.unwrap(),
         }

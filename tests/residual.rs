@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
 
 mod learner_problem;
+mod places;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,16 +23,6 @@ use fieldtune::spaces::{Spaces, StepFlags};
 use learner_problem::*;
 
 const ROBOT: Dims = Dims { observation: 3, action: 2 };
-
-fn library() -> Option<PathBuf> {
-    let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.native/libonnxruntime.so"));
-    let path = std::env::var_os("FIELDTUNE_ONNXRUNTIME").map_or_else(default, PathBuf::from);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no ONNX Runtime at {} (FIELDTUNE_ONNXRUNTIME names another place)", path.display());
-    None
-}
 
 fn spaces() -> Spaces {
     let names = |prefix: &str, n: usize| (0..n).map(|i| format!("{prefix}{i}")).collect();
@@ -116,7 +107,7 @@ fn a_residual_goes_with_its_base_alone() {
 
 #[test]
 fn engines_and_kinds_of_base_agree() {
-    let Some(library) = library() else { return };
+    let Some(library) = places::onnxruntime() else { return };
     let (dir, [base, _, taught]) = family(0.25);
     let native = actions(&taught, &on(dir.path().join("base")));
     // The base's own file as an ONNX actor of others: the same hash, run by ONNX Runtime.

@@ -70,7 +70,16 @@ fn judge(report: &Path, resident: &[u64], seconds: u64, clean: bool) {
     let adds_up = number("ticks") >= number("steps") + number("stale_ticks")
         && number("online_transitions") + number("overwritten") >= number("steps")
         && number("steps") >= seconds * HZ;
-    let keys = ["steps", "ticks", "late_ticks", "stale_ticks", "missed_states", "dropped", "online_transitions", "overwritten"];
+    let keys = [
+        "steps",
+        "ticks",
+        "late_ticks",
+        "stale_ticks",
+        "missed_states",
+        "dropped",
+        "online_transitions",
+        "overwritten",
+    ];
     let keys = keys.into_iter().chain(["updates", "swaps", "page_faults", "wake", "max_work_us", "robot_link"]);
     let mut summary: serde_json::Map<_, _> = keys.map(|key| (key.to_owned(), report[key].clone())).collect();
     summary.insert("seconds".into(), seconds.into());

@@ -4,9 +4,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor};
 
 use super::batch::{Batch, Dims};
-use super::critics::{next_output, noise_like};
+use super::critics::next_output;
 use super::networks::{Anchor, Networks};
-use super::streams::Streams;
+use super::streams::{Streams, noise_like};
 use crate::config::{ActorLoss, LearnerConfig, TemperatureForm, TemperatureStates};
 use crate::nn::{LogStdBounds, tanh_gaussian};
 use crate::rl::{actor, entropy, state_action};

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::batch::{Batch, Dims};
 use super::metrics::{Laps, Timings};
 use super::networks::Networks;
-use super::streams::{Streams, normal};
+use super::streams::{Streams, noise, noise_like};
 use crate::config::{CriticLoss, LearnerConfig, TargetKind};
 use crate::kernels;
 use crate::nn::tanh_gaussian::{self, Sample};
@@ -134,11 +134,6 @@ pub(super) fn next_output(networks: &Networks, batch: &Batch) -> Result<Tensor> 
     }
 }
 
-/// Standard normal noise of the shape of `t`.
-pub(super) fn noise_like(t: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
-    Tensor::from_vec(normal(rng, t.elem_count()), t.shape(), t.device())
-}
-
 /// Places in the pool as members of the first and of the second twin. The least of them does not depend on their order.
 fn halves(places: &[u32], members: usize) -> (Vec<usize>, Vec<usize>) {
     let places = places.iter().map(|place| *place as usize);
@@ -165,8 +160,7 @@ fn policy(
 ) -> Result<Sample> {
     let output = networks.actor.forward_detached(observation)?;
     let shape = (count, output.dim(1)?, output.dim(2)? / 2);
-    let noise = Tensor::from_vec(normal(rng, shape.0 * shape.1 * shape.2), shape, output.device())?;
-    tanh_gaussian::draw(&output, &noise, config.log_std)
+    tanh_gaussian::draw(&output, &noise(rng, shape, output.device())?, config.log_std)
 }
 
 /// Actions of the penalty, the same for all members, all to be judged at `s`; and the rows that judge them.

@@ -3,6 +3,7 @@
 //! Every consumer of randomness owns one stream, derived from the run's seed and the consumer's name, so that a
 //! consumer that draws more or less leaves the others alone. A stream serialises with its position.
 
+use candle_core::{Device, Result, Shape, Tensor};
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand_chacha::ChaCha8Rng;
@@ -48,6 +49,17 @@ impl Streams {
 /// `count` draws of the standard normal distribution.
 pub(super) fn normal(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     StandardNormal.sample_iter(rng).take(count).collect()
+}
+
+/// Standard normal noise of `shape`, row-major in the order of the draws.
+pub(super) fn noise(rng: &mut ChaCha8Rng, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    Tensor::from_vec(normal(rng, shape.elem_count()), shape, device)
+}
+
+/// Standard normal noise of the shape of `t`.
+pub(super) fn noise_like(t: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+    noise(rng, t.shape(), t.device())
 }
 
 #[cfg(test)]

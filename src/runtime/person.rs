@@ -1,9 +1,9 @@
 //! A person's commands from outside the process: datagrams into the control loop's slot (`docs/intervention.md`).
 
 use std::net::UdpSocket;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -72,8 +72,7 @@ impl PersonListener {
             ListenAt::Nowhere => return Ok(None),
             ListenAt::Unix(path) => {
                 let failed = RuntimeError::file(path);
-                let _ = std::fs::remove_file(path);
-                let made = UnixDatagram::bind(path).and_then(|socket| {
+                let made = clear_socket(path).and_then(|()| UnixDatagram::bind(path)).and_then(|socket| {
                     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
                     socket.set_read_timeout(Some(IDLE))?;
                     Ok(socket)
@@ -100,6 +99,16 @@ impl PersonListener {
                 self.commands.take(&bytes[..length]);
             }
         }
+    }
+}
+
+/// Removes what an earlier run left at `path`, and nothing but a socket.
+fn clear_socket(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(std::io::Error::other("something that is no socket is there: name another path")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -156,6 +165,22 @@ mod tests {
         let shared = Shared::new(bounded(64).0, Arc::default());
         let longest_age = Duration::from_millis(100);
         (Commands { shared, clock: clock.clone(), action_dim: 2, longest_age, newest: None }, clock)
+    }
+
+    #[test]
+    fn only_a_socket_makes_way_for_the_listener() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, socket) = (dir.path().join("notes.txt"), dir.path().join("person.sock"));
+        std::fs::write(&file, "kept").unwrap();
+        drop(UnixDatagram::bind(&socket).unwrap());
+        let bind = |path: &Path| {
+            let shared = Shared::new(bounded(64).0, Arc::default());
+            let place = ListenAt::Unix(path.to_path_buf());
+            PersonListener::bind(&place, &shared, &Clock::lockstep(), 2, Duration::from_millis(100))
+        };
+        assert!(bind(&socket).unwrap().is_some());
+        assert!(bind(&file).err().unwrap().to_string().contains("no socket"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use rand::Rng;
 use super::Pretrainer;
 use crate::config::PretrainMethod;
 use crate::learner::batch::Batch;
-use crate::learner::streams::normal;
+use crate::learner::streams::{noise, noise_like};
 use crate::nn::tanh_gaussian::{self, Sample};
 
 /// What an update needs besides the actors' own sample.
@@ -66,9 +66,7 @@ impl Pretrainer {
     pub(super) fn draw_ensemble(&mut self, batch: &Batch) -> Result<Backup> {
         let output = self.actor.forward_detached(&batch.next_observation)?;
         let (mean, std) = tanh_gaussian::moments(&output, self.log_std)?;
-        let noise = normal(&mut self.streams.noise, mean.elem_count());
-        let noise = Tensor::from_vec(noise, mean.shape(), &self.device)?;
-        let sample = tanh_gaussian::sample(&mean, &std, &noise)?;
+        let sample = tanh_gaussian::sample(&mean, &std, &noise_like(&mean, &mut self.streams.noise)?)?;
         let lead = |t: &Tensor| t.unsqueeze(0)?.unsqueeze(0);
         Ok(Backup { action: lead(&sample.action)?, log_prob: lead(&sample.log_prob)? })
     }
@@ -77,8 +75,7 @@ impl Pretrainer {
     fn sample_members(&mut self, output: &Tensor, count: usize) -> Result<Sample> {
         let (mean, std) = tanh_gaussian::member_moments(output, self.log_std)?;
         let (members, rows, width) = mean.dims3()?;
-        let noise = normal(&mut self.streams.noise, members * count * rows * width);
-        let noise = Tensor::from_vec(noise, (members, count, rows, width), &self.device)?;
+        let noise = noise(&mut self.streams.noise, (members, count, rows, width), &self.device)?;
         tanh_gaussian::sample(&mean.unsqueeze(1)?, &std.unsqueeze(1)?, &noise)
     }
 }

@@ -6,7 +6,7 @@ use super::Pretrainer;
 use super::draws::{Backup, PenaltyDraws};
 use crate::config::PretrainMethod;
 use crate::learner::batch::Batch;
-use crate::learner::streams::normal;
+use crate::learner::streams::noise_like;
 use crate::nn::{pointwise, tanh_gaussian};
 use crate::rl::cql::{self, SampledValues};
 use crate::rl::critic::{self, EntropyTerm, SampledBackup, TargetOperator};
@@ -44,9 +44,7 @@ impl Pretrainer {
     /// `log pi_i` of the data's action in place of the value.
     pub(super) fn actor_loss(&mut self, batch: &Batch, output: &Tensor, temperature: &Tensor) -> Result<ActorLoss> {
         let (mean, std) = tanh_gaussian::member_moments(output, self.log_std)?;
-        let noise = normal(&mut self.streams.noise, mean.elem_count());
-        let noise = Tensor::from_vec(noise, mean.shape(), &self.device)?;
-        let sample = tanh_gaussian::sample(&mean, &std, &noise)?;
+        let sample = tanh_gaussian::sample(&mean, &std, &noise_like(&mean, &mut self.streams.noise)?)?;
         let imitate = self.config.method == PretrainMethod::BehaviourCloning
             || self.updates < self.config.behaviour_cloning_updates;
         let loss = if imitate {
