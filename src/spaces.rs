@@ -2,6 +2,8 @@
 //!
 //! Shapes are run-time values that are checked once at the edges. Policy actions lie in `[-1, 1]`.
 
+use std::sync::Arc;
+
 use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +115,38 @@ impl Outcome {
     }
 }
 
+/// Size of a camera image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameShape {
+    /// Pixels in a row.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+    /// Bytes of a pixel; several cameras lie behind each other in it.
+    pub channels: u16,
+}
+
+impl FrameShape {
+    /// Bytes of a frame, rows from top to bottom, the channels of a pixel together.
+    pub fn bytes(self) -> usize {
+        usize::from(self.width) * usize::from(self.height) * usize::from(self.channels)
+    }
+}
+
+/// A camera image as a policy sees it. Whoever fills frames keeps a share of each, so that the control thread, when it
+/// lets go of one, never frees memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Size of the image.
+    pub shape: FrameShape,
+    /// Counted up by the camera bridge; two frames of a run never share one.
+    pub sequence: u64,
+    /// When it was taken, nanoseconds of the run's clock; of several cameras, the oldest.
+    pub capture_ns: u64,
+    /// `(height, width, channels)`, [`FrameShape::bytes`] of them.
+    pub pixels: Box<[u8]>,
+}
+
 /// What one control step leaves behind. Fixed size: it travels through a queue without touching the heap.
 ///
 /// `action` and `reward` belong to the step that *starts* at `observation`; `action` is what the robot reported
@@ -137,6 +171,8 @@ pub struct StepRecord {
     pub observation: heapless::Vec<f32, MAX_OBSERVATION>,
     /// `a_t` as really applied, in `[-1, 1]`.
     pub action: heapless::Vec<f32, MAX_ACTION>,
+    /// The camera's part of `s_t`, where there is a camera.
+    pub frame: Option<Arc<Frame>>,
 }
 
 /// A minibatch on the host, row-major, reused between updates. `B` rows.

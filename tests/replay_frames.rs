@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use fieldtune::config::{ReplayConfig, SamplerKind};
-use fieldtune::replay::{Access, FrameShape, HeaderProblem, Layout, Replay, ReplayError, Seen, Store};
-use fieldtune::spaces::{Minibatch, StepFlags, StepRecord};
+use fieldtune::replay::{Access, HeaderProblem, Layout, Replay, ReplayError, Seen, Store};
+use fieldtune::spaces::{FrameShape, Minibatch, StepFlags, StepRecord};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use fieldtune::clock::thread_cpu;
 use fieldtune::config::{ReplayConfig, SamplerKind};
-use fieldtune::replay::{Access, FrameShape, Layout, Replay, Seen, Store};
-use fieldtune::spaces::{Minibatch, StepFlags, StepRecord};
+use fieldtune::replay::{Access, Layout, Replay, Seen, Store};
+use fieldtune::spaces::{FrameShape, Minibatch, StepFlags, StepRecord};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use fieldtune::replay::{Access, FrameShape, Layout, Seen, Store, open_damaged, repair};
-use fieldtune::spaces::{StepFlags, StepRecord};
+use fieldtune::replay::{Access, Layout, Seen, Store, open_damaged, repair};
+use fieldtune::spaces::{FrameShape, StepFlags, StepRecord};
 use serde_json::Value;
 
 const LAYOUT: Layout = Layout { observation_dim: 3, action_dim: 1, schema_hash: 5 };

@@ -503,6 +503,7 @@ impl ControlLoop {
             reward: 0.0,
             observation: self.observed.observation.clone(),
             action: heapless::Vec::new(),
+            frame: None,
         }
     }
 

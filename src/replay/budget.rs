@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use super::error::ReplayError;
-use super::frames::FrameShape;
 use super::layout::{Layout, RECORDS_AT};
+use crate::spaces::FrameShape;
 
 /// Bytes of memory for a slot outside the files: its priority, its share of the tree above, and a bit in each set.
 const TABLES_PER_SLOT: u64 = 6;

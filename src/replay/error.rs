@@ -3,9 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::frames::FrameShape;
 use super::layout::Layout;
 use crate::episode::EpisodeError;
+use crate::spaces::FrameShape;
 use crate::spaces::Source;
 
 /// Failure of a replay buffer or of its sampler.

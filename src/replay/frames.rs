@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use super::error::{HeaderProblem, ReplayError};
 use super::files::{self, io_error};
 use super::header::{ENDIAN, MAJOR};
 use super::layout::{FrameRef, put, u32_at, u64_at};
 use super::region::{Ahead, Mapped, Region, write_checked};
+use crate::spaces::FrameShape;
 
 /// Name of the frame file in a buffer's folder.
 pub(crate) const FRAME_FILE: &str = "frames.rrb";
@@ -23,23 +22,7 @@ const ALIGN: usize = 64;
 /// Most bytes of a frame: 1024 x 1024 x 4.
 const MAX_FRAME: usize = 1 << 22;
 
-/// Size of every frame of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrameShape {
-    /// Pixels in a row.
-    pub width: u16,
-    /// Rows.
-    pub height: u16,
-    /// Bytes of a pixel.
-    pub channels: u16,
-}
-
 impl FrameShape {
-    /// Bytes of a frame, rows from top to bottom, the channels of a pixel together.
-    pub fn bytes(self) -> usize {
-        usize::from(self.width) * usize::from(self.height) * usize::from(self.channels)
-    }
-
     /// Bytes that a stored frame takes.
     pub fn slot_bytes(self) -> usize {
         (HEADER + self.bytes()).next_multiple_of(ALIGN)

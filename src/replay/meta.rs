@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ReplayError;
 use super::files;
-use super::frames::FrameShape;
 use super::header::{Header, MAJOR, MINOR};
+use crate::spaces::FrameShape;
 
 const FILE: &str = "meta.json";
 

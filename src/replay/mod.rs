@@ -35,7 +35,7 @@ pub use balanced::BalancedSettings;
 pub use budget::Budget;
 pub use error::{HeaderProblem, ReplayError};
 pub use export::{episodes, export};
-pub use frames::{FrameShape, Seen};
+pub use frames::Seen;
 pub use import::{import, open_offline};
 pub use layout::{Layout, MAX_AGE_US};
 pub use region::Region;

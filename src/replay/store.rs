@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use super::budget::Budget;
 use super::error::ReplayError;
 use super::files::{self, RECORD_FILE, io_error};
-use super::frames::{FrameShape, Frames, Seen};
+use super::frames::{Frames, Seen};
 use super::header::{Header, MINOR};
 use super::layout::{Head, Layout, MAX_SEQUENCE, RECORDS_AT, u32_at};
 use super::meta::{Meta, Origin};
 use super::region::{Ahead, Mapped, Region, write_checked};
 use super::scan::{BadRecords, scan};
 use super::slot_set::SlotSet;
-use crate::spaces::{StepFlags, StepRecord};
+use crate::spaces::{FrameShape, StepFlags, StepRecord};
 
 /// How a buffer is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
