@@ -39,6 +39,7 @@ impl Machine {
         }
         machine.put("proc/irq/17/effective_affinity_list", "0\n");
         machine.put("proc/irq/18/smp_affinity_list", "0-2\n");
+        machine.put("dev/cpu_dma_latency", "");
         machine.put("dev/nvhost-gpu", "");
         machine.put("usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1", "");
         machine
@@ -148,6 +149,16 @@ const FLAWS: &[Flaw] = &[
     ("sys/dev/block/259:1/uevent", "DEVNAME=mmcblk0p1", "disk type", "advice", "SD card", "NVMe"),
     ("sys/dev/block/259:1/queue/rotational", "1", "disk type", "advice", "rotating", "solid-state"),
 ];
+
+#[test]
+fn idle_states_that_cannot_be_held_off_are_named() {
+    let machine = Machine::perfect();
+    std::fs::remove_file(machine.root.path().join("dev/cpu_dma_latency")).unwrap();
+    let (findings, _) = machine.ask(PINNED);
+    let finding = &findings["idle states"];
+    assert_eq!(finding["level"], "mend", "{finding}");
+    assert!(finding["remedy"].as_str().unwrap().contains("udev"), "{finding}");
+}
 
 #[test]
 fn every_flaw_is_found_and_comes_with_its_remedy() {

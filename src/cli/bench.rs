@@ -184,7 +184,11 @@ fn bench_swap(swaps: u64, hz: f64, cpu: i32, json: bool) -> anyhow::Result<bool>
         r.first_run.p99_us,
         r.first_run.max_us
     );
-    say!("  late       {} ticks, {} of them with a swap", r.late_ticks, r.late_ticks_with_a_swap);
+    say!(
+        "  late       {} ticks, {} of them by a swap (the others woke too late)",
+        r.late_ticks,
+        r.late_ticks_by_a_swap
+    );
     say!("  wake-up    p50 {} us, p99 {} us, max {} us", r.wake.p50_us, r.wake.p99_us, r.wake.max_us);
     say!("  actions    {} checked, {} of another generation", r.actions_checked, r.mixed_generations);
     say!("  roll-back  {}", if r.rolled_back_in_one_tick { "in one tick" } else { "NOT in one tick" });

@@ -86,6 +86,13 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     checks.need(c.episode.max_steps > 0, "episode.max_steps", c.episode.max_steps, "must be at least 1");
     episode(c, checks);
     intervention(c, checks);
+    let latency = c.realtime.cpu_dma_latency_us;
+    checks.need(
+        (-1..=1_000_000).contains(&latency),
+        "realtime.cpu_dma_latency_us",
+        latency,
+        "must lie in -1 to 1000000",
+    );
     checks.need(c.realtime.priority <= 99, "realtime.priority", c.realtime.priority, "must lie in 0 to 99");
     checks.need(c.policy.publish_every > 0, "policy.publish_every", c.policy.publish_every, "must be at least 1");
     let noise = c.policy.action_noise;

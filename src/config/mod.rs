@@ -371,6 +371,8 @@ sections! {
         lock_memory: bool = true,
         /// Processor of the control thread; -1 lets the system choose.
         cpu: i32 = -1,
+        /// How long an idle processor may take to wake up, microseconds; -1 leaves it to the system.
+        cpu_dma_latency_us: i32 = 0,
         /// What happens when a tick ends after the next deadline.
         overrun: Overrun = Overrun::Skip,
         /// Whether a refused setting is an error instead of a warning.

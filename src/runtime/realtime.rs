@@ -66,10 +66,10 @@ pub(super) fn drive(work: Work, config: &RealtimeConfig, outlet: &mut Outlet<'_>
     let controlling = {
         let (shared, config) = (Arc::clone(&shared), config.clone());
         spawn("control", &shared.clone(), move || {
-            let refused = rights::acquire(&config);
-            shared.refuse(&refused);
-            let go_on = refused.is_empty() || !config.required;
-            let _ = granted.send(refused);
+            let rights = rights::acquire(&config);
+            shared.refuse(&rights.refused);
+            let go_on = rights.refused.is_empty() || !config.required;
+            let _ = granted.send(rights.refused.clone());
             if go_on {
                 return steer(control, &shared, &clock, period, config.overrun, last_step);
             }

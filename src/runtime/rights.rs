@@ -1,6 +1,9 @@
 //! What the control thread asks of the system: priority, processor, locked memory.
 #![allow(unsafe_code, reason = "sched_setscheduler has no safe wrapper in the crates we use")]
 
+use std::fs::File;
+use std::io::Write;
+
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, getrlimit};
@@ -8,13 +11,24 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::RealtimeConfig;
 
-/// Asks for what the configuration wants, for the calling thread. Returns one line per refused setting, with
-/// the remedy.
-pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
+/// What the system granted. Processors may sleep again when this is dropped.
+pub(super) struct Granted {
+    /// One line per refused setting, with the remedy.
+    pub(super) refused: Vec<String>,
+    _awake: Option<File>,
+}
+
+/// Asks for what the configuration wants, for the calling thread.
+pub(super) fn acquire(config: &RealtimeConfig) -> Granted {
     let mut refused = Vec::new();
     let mut note = |what: String, error: Errno, remedy: &str| {
         refused.push(format!("{what} refused ({error}): {remedy}"));
     };
+    let awake = (config.cpu_dma_latency_us >= 0).then(|| stay_awake(config.cpu_dma_latency_us));
+    if let Some(Err(error)) = &awake {
+        let remedy = "let the user write /dev/cpu_dma_latency (a udev rule), or set realtime.cpu_dma_latency_us = -1";
+        note(format!("wake-up within {} us", config.cpu_dma_latency_us), *error, remedy);
+    }
     if config.lock_memory
         && let Err(error) = lock_memory()
     {
@@ -36,7 +50,17 @@ pub(super) fn acquire(config: &RealtimeConfig) -> Vec<String> {
         note(what, error, "grant CAP_SYS_NICE or an rtprio limit, or set realtime.priority = 0");
     }
     prefault_stack();
-    refused
+    Granted { refused, _awake: awake.and_then(Result::ok) }
+}
+
+/// Bounds the wake-up time of all idle processors, until the file is closed (`Documentation/power/pm_qos_interface`).
+fn stay_awake(within_us: i32) -> Result<File, Errno> {
+    let open = || {
+        let mut file = File::options().write(true).open("/dev/cpu_dma_latency")?;
+        file.write_all(&within_us.to_ne_bytes())?;
+        Ok(file)
+    };
+    open().map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// Locks what is mapped now, and what is mapped later as it is touched: new policies, not whole reserves.
@@ -122,8 +146,14 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_named_with_its_remedy() {
-        let config = RealtimeConfig { priority: 0, lock_memory: false, cpu: 1023, ..RealtimeConfig::default() };
-        let refused = std::thread::scope(|scope| scope.spawn(|| acquire(&config)).join().unwrap());
+        let config = RealtimeConfig {
+            priority: 0,
+            lock_memory: false,
+            cpu: 1023,
+            cpu_dma_latency_us: -1,
+            ..RealtimeConfig::default()
+        };
+        let refused = std::thread::scope(|scope| scope.spawn(|| acquire(&config)).join().unwrap().refused);
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert!(refused[0].starts_with("processor 1023 refused") && refused[0].contains("realtime.cpu"), "{refused:?}");
     }

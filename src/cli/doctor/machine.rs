@@ -4,7 +4,7 @@ use super::{Finding, Level, Root};
 
 /// Everything about the machine; `cpu` is the control thread's processor, -1 when none is configured.
 pub(super) fn look(root: &Root<'_>, cpu: i32) -> Vec<Finding> {
-    let mut findings = vec![rights(root), memlock(root), throttle(root), governor(root)];
+    let mut findings = vec![rights(root), memlock(root), throttle(root), governor(root), idle_states(root)];
     findings.extend(jetson(root));
     findings.extend([kernel(root), huge_pages(root), isolation(root, cpu), interrupts(root, cpu)]);
     findings
@@ -79,6 +79,17 @@ fn governor(root: &Root<'_>) -> Finding {
         Level::mend_unless(others.is_empty()),
         found,
         "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor   (Jetson: sudo jetson_clocks)",
+    )
+}
+
+/// Whether idle processors can be kept from sleeping deeply during a run. Looks by opening the file; nothing is written.
+fn idle_states(root: &Root<'_>) -> Finding {
+    let opened = std::fs::File::options().write(true).open(root.path("dev/cpu_dma_latency"));
+    Finding::new(
+        "idle states",
+        Level::mend_unless(opened.is_ok()),
+        opened.map_or_else(|error| format!("/dev/cpu_dma_latency: {error}"), |_| "can be held off".into()),
+        "echo 'KERNEL==\"cpu_dma_latency\", GROUP=\"realtime\", MODE=\"0660\"' | sudo tee /etc/udev/rules.d/60-fieldtune.rules; sudo udevadm control --reload; sudo udevadm trigger",
     )
 }
 

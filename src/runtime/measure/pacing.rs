@@ -100,8 +100,8 @@ pub fn measure_pacing(options: &PacingOptions) -> Result<Pacing, RuntimeError> {
         std::thread::scope(|scope| {
             let measured = Builder::new().name("control".into()).spawn_scoped(scope, || {
                 let config = RealtimeConfig { cpu, ..RealtimeConfig::default() };
-                let refused = rights::acquire(&config);
-                measure(*scheme, options, &weights, refused)
+                let rights = rights::acquire(&config);
+                measure(*scheme, options, &weights, rights.refused.clone())
             });
             let measured = measured.map_err(RuntimeError::file("control".as_ref()))?;
             measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

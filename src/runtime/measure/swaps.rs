@@ -43,8 +43,8 @@ pub struct SwapReport {
     pub learner_updates: u64,
     /// Deadlines that passed during a tick.
     pub late_ticks: u64,
-    /// Those during a tick that took a policy over.
-    pub late_ticks_with_a_swap: u64,
+    /// Those during a tick that took a policy over and that the machine had woken in time, within its period.
+    pub late_ticks_by_a_swap: u64,
     /// Nanoseconds of the control thread per swap, without the first run: median.
     pub exchange_p50_ns: u64,
     /// 99 of 100.
@@ -126,13 +126,13 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
     };
     let (looped, rolled_back) = std::thread::scope(|scope| {
         let looping = Builder::new().name("control".into()).spawn_scoped(scope, || {
-            let refused = rights::acquire(&RealtimeConfig { cpu, ..RealtimeConfig::default() });
+            let rights = rights::acquire(&RealtimeConfig { cpu, ..RealtimeConfig::default() });
             control.tick()?;
             let before = rights::page_faults();
             let late = drive(&mut control, &counters, period, &stop);
             let faults = rights::page_faults().zip(before).map_or(0, |(after, before)| after - before);
             control.finish();
-            Ok::<_, RuntimeError>((late?, faults, refused))
+            Ok::<_, RuntimeError>((late?, faults, rights.refused.clone()))
         });
         let looping = looping.map_err(RuntimeError::file("control".as_ref()))?;
         let mut publish = || {
@@ -158,7 +158,7 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
     while let Some(record) = steps.pop() {
         check(&record);
     }
-    let ((late_ticks, late_ticks_with_a_swap), page_faults, refused_settings) = looped;
+    let ((late_ticks, late_ticks_by_a_swap), page_faults, refused_settings) = looped;
     let ns = |histogram: &Histogram, share| histogram.quantile(share).as_nanos() as u64;
     Ok(SwapReport {
         swaps: counters.swaps.load(Relaxed),
@@ -166,7 +166,7 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
         seconds: precise().saturating_sub(begin).as_secs_f64(),
         learner_updates: learner.map_or(0, BusyLearner::finish),
         late_ticks,
-        late_ticks_with_a_swap,
+        late_ticks_by_a_swap,
         exchange_p50_ns: ns(&counters.swap_exchange, 0.5),
         exchange_p99_ns: ns(&counters.swap_exchange, 0.99),
         exchange_max_ns: counters.swap_exchange.longest().as_nanos() as u64,
@@ -180,7 +180,7 @@ pub fn measure_swaps(options: &SwapOptions) -> Result<SwapReport, RuntimeError> 
     })
 }
 
-/// Ticks until `stop`; late deadlines in all ticks, and in those with a swap.
+/// Ticks until `stop`; late deadlines in all ticks, and in those that were woken in time and took a policy over.
 fn drive(
     control: &mut ControlLoop,
     counters: &ControlCounters,
@@ -189,7 +189,7 @@ fn drive(
 ) -> Result<(u64, u64), RuntimeError> {
     let clock = Clock::Monotonic;
     let mut pacer = Pacer::new(clock.now().plus(period), period, Overrun::Skip);
-    let (mut late, mut late_with_a_swap) = (0, 0);
+    let (mut late, mut late_by_a_swap) = (0, 0);
     while !stop.load(Relaxed) {
         let wake = pacer.wait(&clock);
         let (begin, swaps) = (clock.now(), counters.swaps.load(Relaxed));
@@ -198,9 +198,9 @@ fn drive(
         counters.tick(wake, end.since(begin));
         let missed = pacer.advance(end);
         late += missed;
-        late_with_a_swap += if counters.swaps.load(Relaxed) > swaps { missed } else { 0 };
+        late_by_a_swap += if counters.swaps.load(Relaxed) > swaps && wake < period { missed } else { 0 };
     }
-    Ok((late, late_with_a_swap))
+    Ok((late, late_by_a_swap))
 }
 
 /// Whether the policy before is in use after the first tick that ends after the request.
