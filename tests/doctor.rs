@@ -85,7 +85,7 @@ fn a_perfect_machine_gets_no_finding() {
         assert_eq!(finding["level"], "ok", "{check}: {finding}");
     }
     assert!(content);
-    assert_eq!(findings.len(), 16, "{:?}", findings.keys());
+    assert_eq!(findings.len(), 17, "{:?}", findings.keys());
 }
 
 /// What is changed, the check that sees it, how bad it is, a word of what was found, and of the remedy.
