@@ -8,6 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::thread::{ClockId, clock_nanosleep_absolute};
 use rustix::time::clock_gettime;
 
@@ -85,6 +89,25 @@ impl Clock {
 pub fn monotonic() -> Stamp {
     let t = clock_gettime(rustix::time::ClockId::Monotonic);
     Stamp(t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1000)
+}
+
+/// Waits until `fd` can be read; `false` when `until` of the monotonic clock passes first.
+///
+/// # Errors
+/// When the system refuses.
+pub fn wait_readable(fd: impl AsFd, until: Stamp) -> Result<bool, Errno> {
+    loop {
+        let left = until.since(monotonic());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 /// `CLOCK_MONOTONIC` to the nanosecond, for measuring what is shorter than a microsecond.

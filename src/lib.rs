@@ -17,6 +17,7 @@
 //! | 4 | [`learner`] | how many updates are due, one update, checkpoints, offline pretraining |
 //! | 4 | [`golden`] | reference numbers from elsewhere against the code that the learner runs |
 //! | 3 | [`rl`] | the losses of the papers as pure functions |
+//! | 2 | [`camera`] | images of cameras, made into what the policy sees |
 //! | 2 | [`robot`] | a robot behind firmware frames; links |
 //! | 2 | [`policy`] | bundles, the engines that run them, checks, importers |
 //! | 2 | [`replay`] | the buffer on disk, the priority tree, the samplers |
@@ -38,6 +39,7 @@
 //! | thread | may block on | allocates | logs |
 //! |---|---|---|---|
 //! | control | its deadline | not after the first tick | no |
+//! | camera (`camera.source`) | its cameras | yes | yes |
 //! | recorder | the disk | yes | yes |
 //! | learner | its inbox, the device | yes | yes |
 //! | publisher | files, building a session | yes | yes |
@@ -46,6 +48,7 @@
 //! | page (`--serve`) | nothing | yes | yes |
 //! | main | events | yes | yes |
 
+pub mod camera;
 pub mod clock;
 pub mod config;
 pub mod control;

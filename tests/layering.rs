@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("telemetry", 1),
     ("episode", 1),
     ("nn", 1),
+    ("camera", 2),
     ("robot", 2),
     ("policy", 2),
     ("replay", 2),

@@ -8,6 +8,7 @@ mod cobs;
 mod crc;
 mod drive;
 mod frame;
+mod image;
 mod limits;
 mod message;
 mod schema;
@@ -20,6 +21,7 @@ pub use frame::{
     DecodeError, EncodeError, Frame, HEADER, Header, MAX_FRAME, MAX_PAYLOAD, MAX_WIRE, StreamDecoder, VERSION,
     wire_bytes,
 };
+pub use image::{IMAGE_HEADER, IMAGE_MAGIC, ImageError, ImageFormat, ImageHeader, MAX_IMAGE_SIDE};
 pub use limits::{Limited, Limiter, Limits};
 pub use message::{
     Command, Counters, DriveState, Faults, Heartbeat, Hello, HelloAck, MAX_ACTION, MAX_OBSERVATION, MAX_STATE_VALUES,

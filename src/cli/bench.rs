@@ -1,7 +1,9 @@
 //! `fieldtune bench`: measurements on this machine.
 
+use anyhow::Context;
 use fieldtune::runtime::measure::{
-    Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_pacing, measure_swaps, median,
+    Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_camera, measure_pacing, measure_swaps,
+    median,
 };
 use fieldtune::telemetry::LatencySummary;
 use serde::Serialize;
@@ -51,6 +53,18 @@ pub(super) enum Command {
         json: bool,
     },
     Learner(bench_learner::Args),
+    /// What an image of a camera costs: decode, reduce to a frame.
+    Camera {
+        /// A JPEG to time as well; may be repeated.
+        #[arg(long, value_name = "FILE")]
+        jpeg: Vec<std::path::PathBuf>,
+        /// Images of each kind; their median counts.
+        #[arg(long, default_value_t = 200, value_name = "N")]
+        repeat: u32,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
@@ -61,7 +75,23 @@ pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
         }
         Command::Swap { swaps, hz, cpu, json } => bench_swap(*swaps, *hz, *cpu, *json),
         Command::Learner(args) => bench_learner::run(args).map(|()| true),
+        Command::Camera { jpeg, repeat, json } => bench_camera(jpeg, *repeat, *json).map(|()| true),
     }
+}
+
+fn bench_camera(jpegs: &[std::path::PathBuf], repeat: u32, json: bool) -> anyhow::Result<()> {
+    let read =
+        |path: &std::path::PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let rows = measure_camera(&jpegs.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?, repeat)?;
+    if json {
+        say!("{}", serde_json::to_string(&rows)?);
+        return Ok(());
+    }
+    say!("{:<6} {:<10} frame      ms of processor time", "format", "image");
+    for row in rows {
+        say!("{:<6} {:<10} {:>3} x {:<3} {:>9.3}", row.format, row.image, row.side, row.side, row.ms);
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]

@@ -107,7 +107,7 @@ fn quits_before(next: Stamp, run: &Path, stopped: impl Fn() -> bool) -> std::io:
 }
 
 /// Counters at one moment.
-type Sample = (Stamp, [u64; 3]);
+type Sample = (Stamp, [u64; 4]);
 
 /// What is known of the process.
 struct Watched {
@@ -136,8 +136,11 @@ impl Watched {
         if let Ok(reply) = ask_within(&self.folder, &Request::Status, PATIENCE) {
             self.status = reply.status;
             self.running = true;
-            let count = |key: &str| self.status[key].as_u64().unwrap_or(0);
-            sample(&mut self.samples, (monotonic(), [count("ticks"), count("steps"), count("updates")]));
+            let count = |key: &str| self.status.pointer(key).and_then(Value::as_u64).unwrap_or(0);
+            sample(
+                &mut self.samples,
+                (monotonic(), [count("/ticks"), count("/steps"), count("/updates"), count("/camera/frames")]),
+            );
         } else {
             self.running = false;
             self.samples.clear();
@@ -167,8 +170,8 @@ fn sample(samples: &mut VecDeque<Sample>, new: Sample) {
     }
 }
 
-/// Ticks, steps and updates per second.
-fn rates(samples: &VecDeque<Sample>) -> Option<[f64; 3]> {
+/// Ticks, steps, updates and camera frames per second.
+fn rates(samples: &VecDeque<Sample>) -> Option<[f64; 4]> {
     let ((begin, first), (end, last)) = (samples.front()?, samples.back()?);
     let seconds = end.since(*begin).as_secs_f64();
     (seconds > 0.0).then(|| std::array::from_fn(|i| last[i].saturating_sub(first[i]) as f64 / seconds))
@@ -182,13 +185,13 @@ mod tests {
     fn rates_are_those_of_the_last_seconds_of_one_process() {
         let mut samples = VecDeque::new();
         let at = |s: u64| Stamp(s * 1_000_000);
-        sample(&mut samples, (at(1), [20, 10, 0]));
+        sample(&mut samples, (at(1), [20, 10, 0, 0]));
         assert_eq!(rates(&samples), None);
-        sample(&mut samples, (at(3), [60, 50, 100]));
-        assert_eq!(rates(&samples), Some([20.0, 20.0, 50.0]));
-        sample(&mut samples, (at(30), [600, 590, 100]));
+        sample(&mut samples, (at(3), [60, 50, 100, 60]));
+        assert_eq!(rates(&samples), Some([20.0, 20.0, 50.0, 30.0]));
+        sample(&mut samples, (at(30), [600, 590, 100, 600]));
         assert_eq!(samples.len(), 2, "the oldest is too old");
-        sample(&mut samples, (at(31), [5, 600, 120]));
+        sample(&mut samples, (at(31), [5, 600, 120, 1]));
         assert_eq!(rates(&samples), None, "a new process");
     }
 }

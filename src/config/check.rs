@@ -1,8 +1,8 @@
 //! Ranges and contradictions of a parsed configuration. Every range is written so that NaN fails.
 
 use super::{
-    ActorLoss, ClockKind, Config, CriticLoss, CutReturns, DeviceKind, LinkKind, Order, PolicyEngine, PretrainMethod,
-    Problem, SamplerKind, Start, TargetKind,
+    ActorLoss, CameraSource, ClockKind, Config, CriticLoss, CutReturns, DeviceKind, ImageStream, LinkKind, Order,
+    PolicyEngine, PretrainMethod, Problem, SamplerKind, Start, TargetKind,
 };
 
 /// Share of a serial line that frames may fill.
@@ -27,6 +27,7 @@ impl Checks {
 pub(super) fn check(c: &Config) -> Vec<Problem> {
     let mut checks = Checks(Vec::new());
     run_and_robot(c, &mut checks);
+    camera(c, &mut checks);
     replay(c, &mut checks);
     swap(c, &mut checks);
     learner(c, &mut checks);
@@ -103,6 +104,61 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
         "policy.engine",
         "onnxruntime",
         "needs policy.onnxruntime = \"/path/libonnxruntime.so\"",
+    );
+}
+
+fn camera(c: &Config, checks: &mut Checks) {
+    let k = &c.camera;
+    for (key, side) in [("camera.width", k.width), ("camera.height", k.height)] {
+        checks.need((1..=1024).contains(&side), key, side, "must lie in 1 to 1024");
+    }
+    let has = |kind: fn(&CameraSource) -> bool| k.source.0.iter().any(kind);
+    let count = k.source.0.len();
+    checks.need(count <= 8, "camera.source", count, "at most 8 cameras");
+    let [width, height] = k.source_size;
+    let side = 0..=firmware_bridge::MAX_IMAGE_SIDE;
+    let even = k.format != ImageStream::Yuyv || width % 2 == 0;
+    let size = format_args!("[{width}, {height}]").to_string();
+    let sized = side.contains(&width) && side.contains(&height) && (width == 0) == (height == 0) && even;
+    checks.need(
+        sized,
+        "camera.source_size",
+        &size,
+        "sides lie in 1 to 4096, a row of yuyv has an even width; [0, 0]: as they come",
+    );
+    let streams = has(|s| matches!(s, CameraSource::Unix(_) | CameraSource::Tcp(_) | CameraSource::Pipe(_)));
+    let raw = streams && matches!(k.format, ImageStream::Rgb | ImageStream::Yuyv);
+    let device = has(|s| matches!(s, CameraSource::V4l2(_)));
+    let why = "must be given: raw images and a V4L2 device do not say their size";
+    checks.need(width > 0 || !(raw || device), "camera.source_size", &size, why);
+    let [x, y, w, h] = k.crop;
+    let crop = format!("{:?}", k.crop);
+    let whole = k.crop == [0; 4];
+    let inside =
+        |at: u16, length: u16, most: u16| length > 0 && (most == 0 || u32::from(at) + u32::from(length) <= most.into());
+    checks.need(
+        whole || inside(x, w, width) && inside(y, h, height),
+        "camera.crop",
+        &crop,
+        "lies outside of the image",
+    );
+    let (w, h) = if whole { (width, height) } else { (w, h) };
+    let smaller = (w == 0 || w >= k.width) && (h == 0 || h >= k.height);
+    checks.need(smaller, "camera.crop", &crop, "smaller than camera.width x camera.height: images are never enlarged");
+    let hz = k.rate_hz;
+    checks.need(hz > 0.0 && hz <= 1000.0, "camera.rate_hz", hz, "must lie in (0, 1000]");
+    checks.need(k.stale_ms <= 60_000, "camera.stale_ms", k.stale_ms, "must be at most 60000");
+    checks.need(k.align_ms <= 10_000, "camera.align_ms", k.align_ms, "must be at most 10000");
+    let known = k.intrinsics.iter().all(|v| v.is_finite());
+    checks.need(known, "camera.intrinsics", format!("{:?}", k.intrinsics), "must be finite");
+    let lacks = device && cfg!(not(feature = "camera-v4l2"));
+    checks.need(!lacks, "camera.source", "v4l2", "this build has no V4L2; build with --features camera-v4l2");
+    let alone = has(|s| *s == CameraSource::Simulator) && !c.robot.address.is_empty();
+    checks.need(
+        !alone,
+        "camera.source",
+        "simulator",
+        "the run starts no simulator: robot.address is set; use \"unix:PATH\"",
     );
 }
 

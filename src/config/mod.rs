@@ -4,11 +4,13 @@
 //! keys, wrong types and values out of range are refused, all at once, each with file, line, key and reason.
 //! Nothing is read from the environment.
 
+mod camera;
 mod check;
 mod load;
 mod method;
 mod place;
 
+pub use camera::{CameraSource, Cameras, CaptureStamps, Filter, ImageStream};
 pub use load::{ConfigError, Problem, load, parse};
 pub use method::{
     ActorBatch, ActorLoss, ActorOperator, CriticLoss, LayerNorm, Order, OutputActivation, PRESETS, Start, TargetKind,
@@ -244,6 +246,8 @@ sections! {
         robot: RobotConfig = RobotConfig::default(),
         /// A simulated robot to start, if any.
         simulator: SimulatorConfig = SimulatorConfig::default(),
+        /// The cameras.
+        camera: CameraConfig = CameraConfig::default(),
         /// Limits that hold whatever the policy says.
         safety: SafetyConfig = SafetyConfig::default(),
         /// Episodes.
@@ -311,6 +315,36 @@ sections! {
         task: String = String::from("pendulum"),
         /// Folder with the MuJoCo library and models (`tools/setup-native`).
         native: PathBuf = PathBuf::from(".native"),
+    }
+
+    /// `[camera]`.
+    CameraConfig {
+        /// Where images come from, one source per camera.
+        source: Cameras = Cameras::default(),
+        /// What comes over a stream.
+        format: ImageStream = ImageStream::Headers,
+        /// Width and height of the source's images; 0 takes those of the first image.
+        source_size: [u16; 2] = [0, 0],
+        /// Part of an image that is used: x, y, width, height; all 0 for the whole.
+        crop: [u16; 4] = [0; 4],
+        /// Pixels in a row of a frame, as the policy sees it.
+        width: u16 = 48,
+        /// Its rows.
+        height: u16 = 48,
+        /// How an image becomes a frame.
+        filter: Filter = Filter::Area,
+        /// Images per second.
+        rate_hz: f64 = 20.0,
+        /// Whose word counts for when an image was taken.
+        stamps: CaptureStamps = CaptureStamps::Source,
+        /// Least age at which a frame is stale.
+        stale_ms: u32 = 0,
+        /// Images in a row without a change that raise the alarm; 0 for none.
+        frozen_images: u32 = 40,
+        /// Largest difference of the stamps of several cameras in one frame.
+        align_ms: u32 = 20,
+        /// fx, fy, cx, cy of the source's images in pixels; all 0 when not known. Only kept with the data.
+        intrinsics: [f64; 4] = [0.0; 4],
     }
 
     /// `[safety]`.

@@ -13,6 +13,7 @@ mod channel {
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
+mod frame_queue;
 mod outcome;
 mod pacer;
 mod person;
@@ -24,6 +25,7 @@ mod swap_tests;
 mod tick;
 
 pub use firmware_bridge::{Limiter, Limits};
+pub use frame_queue::{FrameConsumer, FrameProducer, frame_queue};
 pub use outcome::{Outcome, Range, Rules, Verdict};
 pub use pacer::Pacer;
 pub use person::{Chosen, Person};

@@ -7,11 +7,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use firmware_bridge::{Arrival, DecodeError, EncodeError, Frame, Sequence};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{RobotError, datagram, link_error, serial};
-use crate::clock::{Stamp, monotonic};
+use crate::clock::{self, Stamp};
 use crate::config::LinkKind;
 
 /// Bad frames skipped in one call of [`Link::receive`]: a babbling line cannot keep the control thread.
@@ -116,18 +115,7 @@ impl Intake {
     }
 }
 
-/// Waits until `fd` can be read; `false` when `until` passes first.
+/// [`clock::wait_readable`] with the error of a link.
 pub(super) fn wait_readable(fd: impl AsFd, until: Stamp) -> Result<bool, LinkError> {
-    loop {
-        let left = until.since(monotonic());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(link_error("waiting", errno)),
-        }
-    }
+    clock::wait_readable(fd, until).map_err(|errno| link_error("waiting", errno))
 }

@@ -4,6 +4,7 @@
 //! ([`realtime`]) or in lockstep on one thread ([`lockstep`]), with the same parts and the same code in them.
 //! [`measure`] runs the same parts for `fieldtune bench`. The robot is stopped first on every way out: end of the run, signal, fault, panic.
 
+mod camera;
 mod child;
 mod classifier;
 mod evaluate;

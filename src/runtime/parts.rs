@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
+use super::camera::Window;
 use super::child::Simulator;
 use super::event::Event;
 use crate::clock::Clock;
@@ -137,6 +138,8 @@ pub(super) struct Shared {
     pub verdict: Arc<Verdict>,
     /// What a person commands.
     pub person: Arc<PersonSlot>,
+    /// What is to be seen of the cameras.
+    pub camera: Arc<Window>,
     /// Commands of a person that were refused.
     pub refused_commands: AtomicU64,
     /// The newest whole episodes, oldest first, at most five times [`MOST_TRIAL_EPISODES`].
@@ -166,6 +169,7 @@ impl Shared {
             total_steps: AtomicU64::new(0),
             verdict: Arc::default(),
             person: Arc::default(),
+            camera: Arc::default(),
             refused_commands: AtomicU64::new(0),
             returns: Mutex::default(),
             adoption: Mutex::default(),

@@ -229,6 +229,7 @@ pub(super) fn status(shared: &Shared) -> Value {
         "episode": c.episode.load(Relaxed), "unheard_labels": shared.verdict.unheard.load(Relaxed),
         "episodes": c.episodes.load(Relaxed), "successes": c.successes.load(Relaxed),
         "task_failures": c.failures.load(Relaxed), "wake": c.latency(), "robot": c.robot.summary(),
+        "camera": shared.camera.counters.summary(),
         "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),
         "refused_settings": shared.refused_settings(),
     })

@@ -20,6 +20,7 @@ use super::parts::{RuntimeError, Shared};
 use super::realtime::spawn;
 use super::socket::status;
 use crate::clock::{Clock, Stamp, monotonic};
+use crate::spaces::Frame;
 use crate::telemetry::{Follower, page};
 
 /// Longest head of a request in bytes.
@@ -150,7 +151,11 @@ impl Site {
                 let state = self.state();
                 response("200 OK", "application/json", state)
             }
-            _ => response("404 Not Found", "text/plain", "there are / and /state.json\n"),
+            "/camera.bmp" => match self.shared.camera.newest() {
+                Some(frame) => answer("200 OK", "image/bmp", &bitmap(&frame)),
+                None => response("404 Not Found", "text/plain", "no camera, or no frame yet\n"),
+            },
+            _ => response("404 Not Found", "text/plain", "there are /, /state.json and /camera.bmp\n"),
         }
     }
 
@@ -269,14 +274,49 @@ impl<'a> Request<'a> {
 }
 
 fn response(status: &str, kind: &str, body: &str) -> Vec<u8> {
-    format!(
+    answer(status, kind, body.as_bytes())
+}
+
+fn answer(status: &str, kind: &str, body: &[u8]) -> Vec<u8> {
+    let mut whole = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\
          Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
          Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-         connect-src 'self'; img-src data:; frame-ancestors 'none'\r\n\r\n{body}",
+         connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'\r\n\r\n",
         body.len()
     )
-    .into_bytes()
+    .into_bytes();
+    whole.extend_from_slice(body);
+    whole
+}
+
+/// A frame as a Windows bitmap, which every browser shows and nothing has to encode; several cameras beside each other.
+fn bitmap(frame: &Frame) -> Vec<u8> {
+    const HEAD: u32 = 54;
+    let (width, height, channels) =
+        (usize::from(frame.shape.width), usize::from(frame.shape.height), usize::from(frame.shape.channels));
+    let cameras = channels / 3;
+    let row_bytes = (cameras * width * 3).next_multiple_of(4);
+    let bytes = (row_bytes * height) as u32;
+    let mut out = Vec::with_capacity(HEAD as usize + bytes as usize);
+    out.extend(b"BM");
+    for value in [HEAD + bytes, 0, HEAD, 40, (cameras * width) as u32, height as u32] {
+        out.extend(value.to_le_bytes());
+    }
+    out.extend([1, 0, 24, 0]);
+    for value in [0, bytes, 0, 0, 0, 0_u32] {
+        out.extend(value.to_le_bytes());
+    }
+    // Rows from bottom to top, colours from blue to red.
+    for row in frame.pixels.chunks_exact((width * channels).max(1)).rev() {
+        for camera in 0..cameras {
+            for pixel in row.chunks_exact(channels) {
+                out.extend(pixel[3 * camera..3 * camera + 3].iter().rev());
+            }
+        }
+        out.resize(out.len() + row_bytes - cameras * width * 3, 0);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -286,6 +326,7 @@ mod tests {
     use crossbeam_channel::bounded;
 
     use super::*;
+    use crate::spaces::FrameShape;
 
     /// A page of a run folder with two records.
     struct Served {
@@ -421,6 +462,20 @@ mod tests {
         assert!(monotonic().since(begin) < PATIENCE, "the page ends when asked to");
         assert!(TcpStream::connect(&host).is_err());
         assert!(site.shared.failures().is_empty());
+    }
+
+    #[test]
+    fn a_frame_is_a_bitmap_with_its_cameras_side_by_side() {
+        let shape = FrameShape { width: 1, height: 2, channels: 6 };
+        let pixels = Box::from([1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16]);
+        let found = bitmap(&Frame { shape, pixels, ..Frame::default() });
+        assert_eq!(found[54..], [13, 12, 11, 16, 15, 14, 0, 0, 3, 2, 1, 6, 5, 4, 0, 0]);
+        assert_eq!(
+            (found.len(), &found[..6], &found[18..26]),
+            (70, &b"BM\x46\0\0\0"[..], &[2, 0, 0, 0, 2, 0, 0, 0][..])
+        );
+        let site = served("127.0.0.1:0");
+        assert_eq!(status_of(&site.get("/camera.bmp", &site.address())), "404");
     }
 
     #[test]

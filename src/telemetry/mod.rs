@@ -5,6 +5,7 @@
 //! threads that may allocate and go to a [`Sink`]; nothing here is called on the control thread but
 //! [`ControlCounters`] and [`RobotCounters`].
 
+mod camera_counters;
 mod chart;
 mod counters;
 mod event_file;
@@ -17,6 +18,7 @@ mod series;
 mod sink;
 mod step_log;
 
+pub use camera_counters::{CameraCounters, CameraSummary};
 pub use chart::{Chart, Curve};
 pub use counters::{ControlCounters, LatencySummary};
 pub use event_file::write_events;

@@ -6,7 +6,7 @@ use core::hint::black_box;
 use core::panic::PanicInfo;
 
 use firmware_bridge::{
-    Board, BoardConfig, Frame, Header, Limits, MAX_WIRE, Message, Outcome, Plant, Reply, StreamDecoder, crc32c,
+    Board, BoardConfig, Frame, Header, IMAGE_HEADER, ImageHeader, Limits, MAX_WIRE, Message, Outcome, Plant, Reply, StreamDecoder, crc32c,
     schema_hash,
 };
 
@@ -74,6 +74,9 @@ pub extern "C" fn probe() -> usize {
     }
     if let Ok(frame) = Frame::decode(bytes.get(..black_box(100)).unwrap_or_default()) {
         written += answer(&mut board, &frame, black_box(0), &mut out);
+    }
+    if let Ok(header) = ImageHeader::decode(&black_box([0; IMAGE_HEADER])) {
+        written += usize::from(header.encode().is_ok());
     }
     #[cfg(feature = "panics")]
     {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use fieldtune::clock::Clock;
-use fieldtune::config::{Config, DeviceKind};
+use fieldtune::camera::{self, CameraError, View};
+use fieldtune::clock::{Clock, monotonic};
+use fieldtune::config::{CameraSource, Config, DeviceKind};
 use fieldtune::policy::{AnyBundle, PolicyError, checks};
 use fieldtune::robot::{FirmwareRobot, Robot, RobotError, link};
 use fieldtune::runtime::open_offline;
@@ -12,6 +13,8 @@ use super::{Finding, Level, Root};
 
 /// Longest wait for a robot that is asked who it is.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a camera is looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 pub(super) fn look(root: &Root<'_>, config: &Config) -> Vec<Finding> {
     let mut findings = policy(config);
@@ -20,6 +23,8 @@ pub(super) fn look(root: &Root<'_>, config: &Config) -> Vec<Finding> {
     if !config.robot.address.is_empty() {
         findings.push(robot(config));
     }
+    findings
+        .extend(config.camera.source.0.iter().filter(|s| **s != CameraSource::Simulator).map(|s| camera(config, s)));
     findings
 }
 
@@ -80,6 +85,53 @@ fn offline(config: &Config) -> Finding {
         ),
         "fieldtune data inspect FILE says more; choose another replay.offline",
     )
+}
+
+/// Looks at a camera for a while.
+fn camera(config: &Config, source: &CameraSource) -> Finding {
+    let camera = &config.camera;
+    let (found, good) = match look_at(config, source) {
+        Err(error) => (format!("{source}: {error}"), false),
+        Ok((0, refused)) => (format!("{source}: no image within {} s, {refused} refused", LOOK.as_secs()), false),
+        Ok((images, refused)) => {
+            let rate = f64::from(images) / LOOK.as_secs_f64();
+            let found = format!("{source}: {rate:.1} images per second of {:.1}, {refused} refused", camera.rate_hz);
+            (found, refused == 0 && rate >= 0.8 * camera.rate_hz)
+        }
+    };
+    Finding::new(
+        "camera",
+        Level::mend_unless(good),
+        found,
+        "start the camera; compare [camera] with what it sends (docs/camera.md)",
+    )
+}
+
+/// Images that came, the overtaken ones included, and images that were refused.
+fn look_at(config: &Config, source: &CameraSource) -> Result<(u32, u32), CameraError> {
+    let recorded = |folder: &std::path::Path| Err(format!("{} is played when the run begins", folder.display()));
+    let mut camera = camera::open(source, &config.camera, &Clock::Monotonic, recorded)?;
+    let mut view = View::new(&config.camera);
+    let mut pixels = vec![0; view.bytes()];
+    let (mut images, mut refused) = (0, 0);
+    let mut end = None;
+    loop {
+        let wait = end.unwrap_or_else(|| monotonic().plus(LOOK)).since(monotonic());
+        if wait.is_zero() {
+            return Ok((images, refused));
+        }
+        match camera.newest(wait, &mut view, &mut pixels) {
+            // The time counts from the first image: a camera needs a while to begin.
+            Ok(Some(capture)) if end.is_some() => images += 1 + capture.overtaken,
+            Ok(Some(_)) => end = Some(monotonic().plus(LOOK)),
+            Ok(None) => return Ok((images, refused)),
+            Err(CameraError::Image(_)) => {
+                refused += 1;
+                end = end.or_else(|| Some(monotonic().plus(LOOK)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Asks the robot who it is; it is not armed.

@@ -15,8 +15,8 @@ pub(super) struct View<'a> {
     pub running: bool,
     /// The answer to the last question that was answered; null before.
     pub status: &'a Value,
-    /// Ticks, steps and updates per second.
-    pub rates: Option<[f64; 3]>,
+    /// Ticks, steps, updates and camera frames per second.
+    pub rates: Option<[f64; 4]>,
     pub history: &'a History,
     pub unreadable: Option<&'a str>,
 }
@@ -46,7 +46,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
         Constraint::Length(12),
         Constraint::Min(6),
         Constraint::Length(4),
-        Constraint::Length(faults.len().clamp(1, 4) as u16),
+        Constraint::Length(faults.len().clamp(1, 5) as u16),
     ];
     let [head, tables, returns, sparks, foot] = Layout::vertical(rows).areas(frame.area());
     frame.render_widget(headline(view), head);
@@ -202,6 +202,36 @@ fn spark(frame: &mut Frame<'_>, view: &View<'_>, name: &str, area: Rect) {
     frame.render_widget(Sparkline::default().data(&bars).max(100).style(Style::from(Color::Cyan)).block(block), area);
 }
 
+/// Counters of images that were refused.
+const REFUSED_IMAGES: [&str; 7] = [
+    "/camera/truncated",
+    "/camera/damaged",
+    "/camera/wrong_size",
+    "/camera/wrong_format",
+    "/camera/stream_errors",
+    "/camera/clock_backwards",
+    "/camera/clock_ahead",
+];
+
+/// The cameras, where there are any.
+fn camera_line(view: &View<'_>) -> Option<Line<'static>> {
+    let count = |name: &str| view.count(&format!("/camera/{name}")).unwrap_or(0);
+    let (cameras, connected, frozen) = (count("cameras"), count("connected"), count("frozen"));
+    if cameras == 0 {
+        return None;
+    }
+    let line = Line::from(format!(
+        "camera: {connected} of {cameras} there, {} frames/s, newest {} ms old, {} missing, {} refused, {} dropped{}",
+        view.rate(3),
+        count("age_us") / 1000,
+        count("sequence_gaps"),
+        sum(view, &REFUSED_IMAGES),
+        count("dropped"),
+        if frozen > 0 { ", THE IMAGE STANDS STILL" } else { "" },
+    ));
+    Some(if connected < cameras || frozen > 0 { line.red().bold() } else { line })
+}
+
 /// What needs attention, newest knowledge first.
 fn faults(view: &View<'_>) -> Vec<Line<'static>> {
     let failures = view.status["failures"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -213,6 +243,7 @@ fn faults(view: &View<'_>) -> Vec<Line<'static>> {
     lines.extend(gone_back.map(|why| Line::from(format!("a policy from outside went back by itself: {why}")).yellow()));
     let skipped = view.history.skipped.lines;
     lines.extend((skipped > 0).then(|| Line::from(format!("{skipped} damaged metric lines skipped")).yellow()));
+    lines.extend(camera_line(view));
     if lines.is_empty() {
         lines.push(Line::from("no faults").dim());
     }
@@ -257,13 +288,15 @@ mod tests {
         let status = json!({"steps": 1500, "total_steps": 2000, "updates": 400, "ticks": 1510, "late_ticks": 3,
             "stale_ticks": 14, "missed_states": 7, "dropped": 0, "generation": 98, "swaps": 99, "rollbacks": 1,
             "refused_policies": 2, "episodes": 8, "successes": 3, "task_failures": 4, "wake": {"p50_us": 64, "p99_us": 128, "max_us": 1203},
-            "max_work_us": 801, "robot": {"crc_errors": 2, "malformed": 1, "robot_crc_errors": 4, "robot_late_commands": 5}, "failures": ["the learner stopped"]});
+            "max_work_us": 801, "robot": {"crc_errors": 2, "malformed": 1, "robot_crc_errors": 4, "robot_late_commands": 5}, "failures": ["the learner stopped"],
+            "camera": {"cameras": 2, "connected": 1, "frozen": 1, "age_us": 41900, "sequence_gaps": 6, "truncated": 2, "damaged": 1,
+                "wrong_size": 0, "wrong_format": 0, "stream_errors": 0, "clock_backwards": 3, "clock_ahead": 0, "dropped": 9}});
         let history = history();
         let view = View {
             folder: "runs/quickstart".into(),
             running: true,
             status: &status,
-            rates: Some([20.04, 19.5, 80.0]),
+            rates: Some([20.04, 19.5, 80.0, 30.02]),
             history: &history,
             unreadable: None,
         };
@@ -292,6 +325,7 @@ mod tests {
             "success, failure     3, 4",
             "FAILURE the learner stopped",
             "last refused policy: weights are not finite",
+            "camera: 1 of 2 there, 30.0 frames/s, newest 41 ms old, 6 missing, 6 refused, 9 dropped, THE IMAGE",
         ] {
             assert!(shown.contains(words), "{words} is not in\n{shown}");
         }

@@ -1,15 +1,17 @@
-//! Measurements on this machine: how the control loop keeps its deadlines, what a swap of policies costs, and what an
-//! update of the learner costs.
+//! Measurements on this machine: how the control loop keeps its deadlines, what a swap of policies, an image and an
+//! update of the learner cost.
 //!
 //! They run the real control loop, policies of HalfCheetah's size and a real learner, with a robot in memory. They
 //! judge nothing; `fieldtune bench` prints them and compares.
 
+mod camera;
 mod cyclictest;
 mod learner;
 mod pacing;
 mod rig;
 mod swaps;
 
+pub use camera::{CameraRow, measure_camera};
 pub use cyclictest::Cyclictest;
 pub use learner::{
     Allocations, Beside, LearnerOptions, LearnerRow, LearnerSpeed, Workload, measure_beside, measure_learner,
