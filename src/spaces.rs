@@ -2,6 +2,7 @@
 //!
 //! Shapes are run-time values that are checked once at the edges. Policy actions lie in `[-1, 1]`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
@@ -126,7 +127,19 @@ pub struct FrameShape {
     pub channels: u16,
 }
 
+impl fmt::Display for FrameShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, height, channels } = self;
+        write!(f, "images of {width} x {height} x {channels}")
+    }
+}
+
 impl FrameShape {
+    /// In words, where there may be none.
+    pub fn words(shape: Option<Self>) -> String {
+        shape.map_or_else(|| "no images".to_owned(), |shape| shape.to_string())
+    }
+
     /// Bytes of a frame, rows from top to bottom, the channels of a pixel together.
     pub fn bytes(self) -> usize {
         usize::from(self.width) * usize::from(self.height) * usize::from(self.channels)
@@ -194,6 +207,12 @@ pub struct Minibatch {
     pub leaf: Vec<u32>,
     /// Where each row comes from, `(B)`.
     pub source: Vec<Source>,
+    /// Whether a draw fills the columns of images.
+    pub with_frames: bool,
+    /// Images of `s`, `(B, height, width, channels)`; empty unless asked for.
+    pub frames: Vec<u8>,
+    /// Images of `s'`, as many.
+    pub next_frames: Vec<u8>,
 }
 
 impl Minibatch {
@@ -211,6 +230,8 @@ impl Minibatch {
         }
         self.leaf.clear();
         self.source.clear();
+        self.frames.clear();
+        self.next_frames.clear();
     }
 
     /// Takes out the rows for which `keep` is false; `keep` has one entry for every row.
@@ -231,6 +252,8 @@ impl Minibatch {
         }
         column(&mut self.leaf, keep);
         column(&mut self.source, keep);
+        column(&mut self.frames, keep);
+        column(&mut self.next_frames, keep);
         self.rows = self.leaf.len();
     }
 

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "a counting global allocator")]
 
 mod places;
+mod sight;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,12 +14,13 @@ use std::time::Duration;
 use fieldtune::clock::{Clock, Stamp};
 use fieldtune::config::{Exploration, PolicyConfig};
 use fieldtune::control::{
-    ControlLoop, ControlSettings, Limits, Offer, Person, Rules, SwapRequest, policy_slot, step_queue,
+    ControlLoop, ControlSettings, Limits, Offer, Pace, Person, Rules, Sight, SwapRequest, frame_queue, policy_slot,
+    step_queue,
 };
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
 use fieldtune::policy::prepare;
 use fieldtune::robot::{LinkCounters, Observed, Robot, RobotDescription, RobotError};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{Frame, FrameShape, Spaces};
 use fieldtune::telemetry::ControlCounters;
 use firmware_bridge::DriveState;
 use rand::{Rng, SeedableRng};
@@ -125,7 +127,12 @@ impl Robot for Integrator {
     }
 }
 
-fn actor(rng: &mut ChaCha8Rng) -> ActorWeights {
+const SHAPE: FrameShape = FrameShape { width: 12, height: 9, channels: 3 };
+
+fn actor(rng: &mut ChaCha8Rng, sees: bool) -> ActorWeights {
+    if sees {
+        return sight::actor(5, sight::eyes(1, SHAPE, 3, true, rng.random()), 1, rng.random());
+    }
     let members = 5;
     let dims = [3, 64, 64, 2];
     let layers = dims.windows(2).map(|d| LayerWeights {
@@ -135,13 +142,17 @@ fn actor(rng: &mut ChaCha8Rng) -> ActorWeights {
         bias: vec![0.01; members * d[1]],
         layer_norm: None,
     });
-    ActorWeights { stack: StackWeights { members, layers: layers.collect() }, log_std: LogStdBounds::default() }
+    ActorWeights {
+        stack: StackWeights { members, layers: layers.collect() },
+        log_std: LogStdBounds::default(),
+        eyes: None,
+    }
 }
 
-fn ticks_without_allocation(config: &PolicyConfig) {
+fn ticks_without_allocation(config: &PolicyConfig, sees: bool) {
     let spaces = Spaces { observation: ["a", "b", "c"].map(String::from).to_vec(), action: vec!["u".into()] };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let prepared = |rng: &mut ChaCha8Rng| prepare(&actor(rng), &spaces, config).unwrap().backend;
+    let prepared = |rng: &mut ChaCha8Rng| prepare(&actor(rng, sees), &spaces, config).unwrap().backend;
     let (slot, mut handover) = policy_slot(Offer { policy: prepared(&mut rng), generation: 0 });
     let (producer, mut consumer) = step_queue();
     let counters = Arc::new(ControlCounters::default());
@@ -171,6 +182,22 @@ fn ticks_without_allocation(config: &PolicyConfig) {
         settings,
         ChaCha8Rng::seed_from_u64(2),
     );
+    let (mut camera, frames) = frame_queue();
+    // A share of every frame stays here, as with the camera thread.
+    let mut pool: Vec<_> =
+        (0..32).map(|_| Arc::new(Frame { pixels: vec![0; SHAPE.bytes()].into(), ..Frame::default() })).collect();
+    let mut shoot = |sequence: u32, now: Stamp| {
+        let Some(frame) = pool.iter_mut().find_map(|slot| Arc::get_mut(slot).is_some().then_some(slot)) else { return };
+        let inner = Arc::get_mut(frame).unwrap();
+        (inner.shape, inner.sequence, inner.capture_ns) = (SHAPE, sequence.into(), 1000 * now.0);
+        inner.pixels[sequence as usize % SHAPE.bytes()] ^= 0x5a;
+        assert!(camera.push(Arc::clone(frame)));
+    };
+    shoot(0, clock.now());
+    if sees {
+        let oldest = Duration::from_millis(12);
+        control = control.with_camera(Sight::new(frames, Arc::default(), Pace::Newest(oldest)));
+    }
     control.start().unwrap();
     control.tick().unwrap();
     COUNT.set(0);
@@ -187,6 +214,10 @@ fn ticks_without_allocation(config: &PolicyConfig) {
             20 => person.release(clock.now().0).unwrap(),
             _ => {}
         }
+        if sees && tick % 11 > 2 {
+            // Several in a tick, and now and then none for so long that the loop is blind.
+            (0..=tick % 3).for_each(|n| shoot(10 * tick + n + 1, clock.now()));
+        }
         WATCHED.set(true);
         let ticked = control.tick();
         WATCHED.set(false);
@@ -202,7 +233,7 @@ fn ticks_without_allocation(config: &PolicyConfig) {
     assert!(counters.episodes.load(Relaxed) > 20, "episodes end and begin inside the watched ticks");
     assert!(counters.stale.load(Relaxed) > 50 && counters.missed_states.load(Relaxed) > 20);
     assert!(counters.person_steps.load(Relaxed) > 2000, "a person takes over and lets go");
-    assert!(records > 4000);
+    assert!(records > 4000 && (counters.blind.load(Relaxed) > 300) == sees);
 }
 
 #[test]
@@ -216,11 +247,18 @@ fn the_counter_sees_an_allocation() {
 
 #[test]
 fn ticks_of_the_built_in_pass_leave_the_heap_alone() {
-    ticks_without_allocation(&PolicyConfig::default());
+    ticks_without_allocation(&PolicyConfig::default(), false);
+}
+
+#[test]
+fn ticks_with_a_camera_leave_the_heap_alone() {
+    ticks_without_allocation(&PolicyConfig::default(), true);
 }
 
 #[test]
 fn ticks_of_onnx_runtime_leave_the_rust_heap_alone() {
     let Some(library) = places::onnxruntime() else { return };
-    ticks_without_allocation(&PolicyConfig { onnxruntime: library, ..PolicyConfig::default() });
+    for sees in [false, true] {
+        ticks_without_allocation(&PolicyConfig { onnxruntime: library.clone(), ..PolicyConfig::default() }, sees);
+    }
 }

@@ -96,7 +96,7 @@ impl Drop for Numbered {
 }
 
 impl PolicyBackend for Numbered {
-    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, _observation: &[f32], _image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         out.action_dim = 1;
         out.mean[0] = self.generation as f32;
         Ok(())
@@ -125,10 +125,10 @@ fn tick(slot: &mut PolicySlot, ticks: usize) -> (Vec<u32>, Vec<Swapped>) {
     let mut out = PolicyOutput::default();
     ON_CONTROL_THREAD.with(|here| here.set(true));
     for _ in 0..ticks {
-        slot.policy().infer(&[0.0], &mut out).unwrap();
+        slot.policy().infer(&[0.0], &[], &mut out).unwrap();
         assert_eq!(out.mean[0], slot.generation() as f32, "the action and its generation belong together");
         generations.push(slot.generation());
-        swaps.extend(slot.poll(&[0.0], &mut out, false).map(|(swapped, _)| swapped));
+        swaps.extend(slot.poll(&[0.0], &[], &mut out, false).map(|(swapped, _)| swapped));
         thread::yield_now();
     }
     ON_CONTROL_THREAD.with(|here| here.set(false));

@@ -1,6 +1,7 @@
 //! Inference does not touch the heap: what the control thread calls on every tick.
 
 mod places;
+mod sight;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -12,7 +13,7 @@ use fieldtune::policy::manifest::{Description, Residual};
 use fieldtune::policy::native::NativePolicy;
 use fieldtune::policy::onnxruntime::{OrtPolicy, Runtime};
 use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, PolicyOutput, Source, onnx_file};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{FrameShape, Spaces};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -48,22 +49,31 @@ fn actor() -> ActorWeights {
         layer_norm: None,
     };
     let stack = StackWeights { members: 5, layers: vec![layer(17, 256), layer(256, 256), layer(256, 12)] };
-    ActorWeights { stack, log_std: LogStdBounds::default() }
+    ActorWeights { stack, log_std: LogStdBounds::default(), eyes: None }
+}
+
+/// Actors behind an encoder for all, or one for each.
+fn seeing(encoders: usize) -> ActorWeights {
+    let shape = FrameShape { width: 48, height: 48, channels: 3 };
+    sight::actor(5, sight::eyes(encoders, shape, 17, true, 1), 6, 1)
 }
 
 /// Heap operations of 100 runs and of every kind of refusal.
 fn heap_operations(policy: &mut dyn PolicyBackend) -> usize {
+    let image = vec![7; policy.frame().map_or(0, FrameShape::bytes)];
     let mut out = PolicyOutput::default();
     let observation = [0.25_f32; 17];
-    policy.infer(&observation, &mut out).expect("a good observation");
+    policy.infer(&observation, &image, &mut out).expect("a good observation");
     let before = COUNT.get();
     for i in 0..100 {
         let mut observation = observation;
         observation[i % 17] = i as f32 * 0.01;
-        assert!(policy.infer(&observation, &mut out).is_ok());
+        assert!(policy.infer(&observation, &image, &mut out).is_ok());
     }
-    assert!(matches!(policy.infer(&observation[1..], &mut out), Err(PolicyError::ObservationLength { .. })));
-    assert!(matches!(policy.infer(&[f32::NAN; 17], &mut out), Err(PolicyError::ObservationNotFinite { .. })));
+    assert!(matches!(policy.infer(&observation[1..], &[], &mut out), Err(PolicyError::ObservationLength { .. })));
+    assert!(matches!(policy.infer(&[f32::NAN; 17], &[], &mut out), Err(PolicyError::ObservationNotFinite { .. })));
+    let blind = policy.infer(&observation, &[], &mut out);
+    assert_eq!(matches!(blind, Err(PolicyError::ImageLength { .. })), policy.frame().is_some());
     COUNT.get() - before
 }
 
@@ -76,7 +86,9 @@ fn the_counter_counts() {
 
 #[test]
 fn the_built_in_pass_never_allocates() {
-    assert_eq!(heap_operations(&mut NativePolicy::new(&actor()).unwrap()), 0);
+    for actor in [actor(), seeing(1), seeing(5)] {
+        assert_eq!(heap_operations(&mut NativePolicy::new(&actor).unwrap()), 0);
+    }
 }
 
 #[test]
@@ -108,7 +120,9 @@ fn onnx_runtime_makes_no_rust_allocation() {
     let Some(library) = places::onnxruntime() else { return };
     let names = |prefix: &str, n: usize| (0..n).map(|i| format!("{prefix}{i}")).collect();
     let spaces = Spaces { observation: names("o", 17), action: names("a", 6) };
-    let bytes = onnx_file::encode(&actor(), &spaces, &[]).unwrap();
-    let mut policy = OrtPolicy::new(Runtime::load(&library).unwrap(), &bytes).unwrap();
-    assert_eq!(heap_operations(&mut policy), 0);
+    for actor in [actor(), seeing(1)] {
+        let bytes = onnx_file::encode(&actor, &spaces, &[]).unwrap();
+        let mut policy = OrtPolicy::new(Runtime::load(&library).unwrap(), &bytes).unwrap();
+        assert_eq!(heap_operations(&mut policy), 0);
+    }
 }

@@ -51,7 +51,7 @@ fn imported_agents_reproduce_the_witness() {
     let Some(weights) = agents() else { return };
     let observation = probe_observations(17, 1);
     let mut out = PolicyOutput::default();
-    NativePolicy::new(&weights.actor).unwrap().infer(&observation, &mut out).unwrap();
+    NativePolicy::new(&weights.actor).unwrap().infer(&observation, &[], &mut out).unwrap();
     for d in 0..6 {
         assert!((out.mean[d] - MEAN[d]).abs() < 1e-4, "mean {d}: {} against {}", out.mean[d], MEAN[d]);
         assert!((out.std[d] - STD[d]).abs() < 1e-4, "std {d}: {} against {}", out.std[d], STD[d]);
@@ -66,7 +66,7 @@ fn imported_agents_reproduce_the_witness() {
     let mut narrow = weights.actor;
     narrow.log_std = OFF2ONRL_TRAINING_LOG_STD;
     let mut again = PolicyOutput::default();
-    NativePolicy::new(&narrow).unwrap().infer(&observation, &mut again).unwrap();
+    NativePolicy::new(&narrow).unwrap().infer(&observation, &[], &mut again).unwrap();
     assert_eq!(again, out);
 }
 
@@ -102,8 +102,8 @@ fn engines_agree_on_the_agents_over_a_thousand_observations() {
     let (mut one, mut two) = (PolicyOutput::default(), PolicyOutput::default());
     let mut largest = 0.0_f32;
     for row in probe_observations(17, 1000).chunks_exact(17) {
-        native.infer(row, &mut one).unwrap();
-        ort.infer(row, &mut two).unwrap();
+        native.infer(row, &[], &mut one).unwrap();
+        ort.infer(row, &[], &mut two).unwrap();
         for (a, b) in one.mean().iter().chain(one.std()).zip(two.mean().iter().chain(two.std())) {
             largest = largest.max((a - b).abs());
         }

@@ -1,6 +1,8 @@
 //! Damaged bundles and checkpoints are refused, with a reason, without a panic and without taking memory.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod places;
+mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +12,7 @@ use fieldtune::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStd
 use fieldtune::policy::import::{Given, Kind, detect, import};
 use fieldtune::policy::manifest::Description;
 use fieldtune::policy::{Bundle, foreign, torch_legacy, torch_zip, weights_file};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{FrameShape, Spaces};
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
 
@@ -30,11 +32,12 @@ fn bundle() -> Bundle {
         StackWeights { members: 3, layers: vec![layer(inputs, 8), layer(8, outputs)] }
     };
     let weights = EnsembleWeights {
-        actor: ActorWeights { stack: stack(3, 2), log_std: LogStdBounds::default() },
+        actor: ActorWeights { stack: stack(3, 2), log_std: LogStdBounds::default(), eyes: None },
         critic1: stack(4, 1),
         critic2: stack(4, 1),
         targets: None,
         log_alpha: Some(0.0),
+        encoder: None,
     };
     let description = Description {
         name: String::from("pendulum"),
@@ -52,11 +55,28 @@ fn bundle() -> Bundle {
     Bundle::new(description, weights).expect("a good bundle")
 }
 
+/// The same for a policy with eyes.
+fn seeing() -> Bundle {
+    let shape = FrameShape { width: 12, height: 9, channels: 3 };
+    sight::bundle(
+        sight::actor(3, sight::eyes(1, shape, 3, true, 1), 1, 1),
+        bundle().manifest().description.spaces.clone(),
+    )
+}
+
 #[test]
 fn two_hundred_damaged_bundles_are_refused() {
+    two_hundred_damaged(&bundle());
+}
+
+#[test]
+fn two_hundred_damaged_bundles_with_eyes_are_refused() {
+    two_hundred_damaged(&seeing());
+}
+
+fn two_hundred_damaged(good: &Bundle) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bundle");
-    let good = bundle();
     good.save(&path).unwrap();
     let names = ["manifest.toml", "policy.onnx", "weights.safetensors", "golden.safetensors"];
     let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -75,7 +95,7 @@ fn two_hundred_damaged_bundles_are_refused() {
         reasons.insert(error.to_string());
         fs::write(path.join(name), original).unwrap();
     }
-    assert_eq!(Bundle::load(&path).unwrap(), good);
+    assert_eq!(&Bundle::load(&path).unwrap(), good);
     assert!(reasons.len() > 20, "every refusal sounds the same: {reasons:?}");
 }
 

@@ -3,14 +3,15 @@
 #![allow(clippy::print_stderr, reason = "what is skipped is printed")]
 
 mod places;
+mod sight;
 
 use fieldtune::config::{PolicyConfig, PolicyEngine};
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
-use fieldtune::policy::checks::{agree, probe_observations};
+use fieldtune::policy::checks::{Inputs, agree};
 use fieldtune::policy::native::NativePolicy;
 use fieldtune::policy::onnxruntime::{OrtPolicy, Runtime};
 use fieldtune::policy::{Engine, PolicyBackend, PolicyError, PolicyOutput, onnx_file, prepare_file};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{FrameShape, Spaces};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -31,7 +32,7 @@ fn actor(members: usize, observation: usize, hidden: &[usize], action: usize, no
             layer_norm: (norm && index < hidden.len()).then(|| (draw(rows, 1.0), draw(rows, 0.5))),
         });
     }
-    ActorWeights { stack: StackWeights { members, layers }, log_std: LogStdBounds { min: -1.0, max: 0.5 } }
+    ActorWeights { stack: StackWeights { members, layers }, log_std: LogStdBounds { min: -1.0, max: 0.5 }, eyes: None }
 }
 
 fn spaces(observation: usize, action: usize) -> Spaces {
@@ -56,9 +57,32 @@ fn engines_agree_for_every_shape() {
         let bytes = onnx_file::encode(&actor, &spaces(observation, action), &[]).unwrap();
         let mut ort = OrtPolicy::new(runtime, &bytes).unwrap();
         let mut native = NativePolicy::new(&actor).unwrap();
-        let difference = agree(&mut native, &mut ort, &probe_observations(observation, 1000)).unwrap();
+        let difference = agree(&mut native, &mut ort, &Inputs::new(observation, None, 1000)).unwrap();
         eprintln!("{members} x {observation} {hidden:?} {action}, norm {norm}: {difference:e}");
         assert!(difference < 1e-5);
+    }
+}
+
+#[test]
+fn engines_agree_for_every_kind_of_eyes() {
+    let Some(library) = places::onnxruntime() else { return };
+    let runtime = Runtime::load(&library).unwrap();
+    for (encoders, proprioception, width, cameras) in
+        [(1, true, 48, 1), (1, false, 31, 2), (3, true, 16, 1), (3, false, 48, 1)]
+    {
+        let shape = FrameShape { width, height: 20, channels: 3 * cameras };
+        let actor = sight::actor(3, sight::eyes(encoders, shape, 4, proprioception, 1), 2, 2);
+        let bytes = onnx_file::encode(&actor, &spaces(4, 2), &[]).unwrap();
+        let mut ort = OrtPolicy::new(runtime, &bytes).unwrap();
+        let mut native = NativePolicy::new(&actor).unwrap();
+        assert_eq!((ort.frame(), ort.observation_dim()), (Some(shape), 4));
+        let difference = agree(&mut native, &mut ort, &Inputs::new(4, Some(shape), 100)).unwrap();
+        eprintln!("{encoders} encoders, proprioception {proprioception}, {shape}: {difference:e}");
+        assert!(difference < 1e-5);
+        let mut out = PolicyOutput::default();
+        assert!(matches!(ort.infer(&[0.0; 4], &[0; 7], &mut out), Err(PolicyError::ImageLength { got: 7, .. })));
+        prepare_file(&bytes, &spaces(4, 2), &PolicyConfig { onnxruntime: library.clone(), ..PolicyConfig::default() })
+            .unwrap();
     }
 }
 
@@ -96,7 +120,10 @@ fn onnx_runtime_refuses_what_is_no_policy() {
     assert!(error.as_deref().is_some_and(|e| e.contains("input `obs` as absent")), "{error:?}");
     let mut policy = OrtPolicy::new(runtime, &bytes).unwrap();
     let mut out = PolicyOutput::default();
-    assert!(matches!(policy.infer(&[0.0; 4], &mut out), Err(PolicyError::ObservationLength { expected: 3, got: 4 })));
+    assert!(matches!(
+        policy.infer(&[0.0; 4], &[], &mut out),
+        Err(PolicyError::ObservationLength { expected: 3, got: 4 })
+    ));
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn difference(weights: &EnsembleWeights, stem: &str) -> f32 {
     assert_eq!(observations.len() / width, expected.len() / action_dim);
     let mut largest = 0.0_f32;
     for (observation, action) in observations.chunks_exact(width).zip(expected.chunks_exact(action_dim)) {
-        policy.infer(observation, &mut out).unwrap();
+        policy.infer(observation, &[], &mut out).unwrap();
         for (mean, action) in out.mean().iter().zip(action) {
             largest = largest.max((mean.tanh() - action).abs());
         }
@@ -156,7 +156,7 @@ fn an_onnx_actor_of_others_keeps_its_answers_in_a_bundle() {
     let mut out = PolicyOutput::default();
     for (observation, expected) in observations.chunks_exact(5).zip(expected.chunks_exact(2)) {
         let action = policy.action(observation).unwrap().to_vec();
-        policy.infer(observation, &mut out).unwrap();
+        policy.infer(observation, &[], &mut out).unwrap();
         for d in 0..2 {
             assert!((action[d] - expected[d]).abs() < 1e-6, "{action:?} {expected:?}");
             assert!((out.mean[d].tanh() - action[d]).abs() < 1e-6, "what the control loop does with the mean");

@@ -44,7 +44,7 @@ fn records(folder: &Path) -> Vec<StepRecord> {
 
 fn replayed(config: &Config, records: &[StepRecord], clock: &Clock) -> Replayed {
     let bundle = AnyBundle::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join(&config.policy.bundle)).unwrap();
-    replay(config, bundle.source(), records, clock, &mut |_| {}).unwrap()
+    replay(config, bundle.source(), &records.to_vec().into(), clock, &mut |_| {}).unwrap()
 }
 
 fn steps(records: &[StepRecord]) -> u64 {

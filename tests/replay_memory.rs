@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it skips")]
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fieldtune::clock::Clock;
@@ -13,16 +13,19 @@ use fieldtune::control::{
 };
 use fieldtune::nn::weights::{ActorWeights, LayerWeights, LogStdBounds, StackWeights};
 use fieldtune::policy::prepare;
-use fieldtune::replay::{Layout, Replay, Store};
+use fieldtune::replay::{Layout, Replay, Seen, Store};
 use fieldtune::robot::FirmwareRobot;
 use fieldtune::robot::loopback::{LoopbackLink, ModelRobot};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{FrameShape, Spaces, StepRecord};
 use fieldtune::telemetry::ControlCounters;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 
 const PERIOD: Duration = Duration::from_millis(1);
+
+/// What a test sees of the process's memory is its own.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn spaces() -> Spaces {
     Spaces { observation: ["a", "b", "c"].map(String::from).to_vec(), action: ["u", "v"].map(String::from).to_vec() }
@@ -48,8 +51,11 @@ fn control(clock: &Clock) -> (ControlLoop, fieldtune::control::StepConsumer) {
         bias: vec![0.01; 2 * d[1]],
         layer_norm: None,
     });
-    let actor =
-        ActorWeights { stack: StackWeights { members: 2, layers: layers.collect() }, log_std: LogStdBounds::default() };
+    let actor = ActorWeights {
+        stack: StackWeights { members: 2, layers: layers.collect() },
+        log_std: LogStdBounds::default(),
+        eyes: None,
+    };
     let policy = prepare(&actor, &spaces(), &PolicyConfig::default()).unwrap().backend;
     let (slot, handover) = policy_slot(Offer { policy, generation: 0 });
     // Without a publisher nobody hands over a policy; the slot keeps the first one.
@@ -80,6 +86,7 @@ fn control(clock: &Clock) -> (ControlLoop, fieldtune::control::StepConsumer) {
 
 #[test]
 fn the_control_thread_takes_no_page_fault_while_the_recorder_takes_many() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::from(&spaces());
     let mut store = Store::create(dir.path(), layout, 50_000).unwrap();
@@ -143,6 +150,7 @@ fn locked() -> u64 {
 
 #[test]
 fn locked_memory_holds_no_replay() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (offline, online) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let layout = Layout { observation_dim: 17, action_dim: 6, schema_hash: 0 };
     // 12.8 MB each.
@@ -158,4 +166,49 @@ fn locked_memory_holds_no_replay() {
     munlockall().unwrap();
     assert!(without > 0, "the rest of the process stays locked");
     assert!(with - without >= 25_000, "{with} kB locked, {without} kB without the replay");
+}
+
+/// Kilobytes of files in this process's memory.
+fn mapped() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let kb = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    kb("RssFile:") + kb("RssShmem:")
+}
+
+#[test]
+fn frames_in_memory_stay_within_their_bound() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout { observation_dim: 3, action_dim: 2, schema_hash: 0 };
+    let shape = FrameShape { width: 128, height: 128, channels: 6 };
+    let before = mapped();
+    // 98 MB of frames.
+    let mut store = Store::create_with_frames(dir.path(), layout, 1000, shape).unwrap();
+    let bound = 16 << 20;
+    store.keep_resident(bound);
+    let mut most = 0;
+    for step in 0..1000 {
+        let pixels = vec![step as u8; shape.bytes()];
+        let mut record = StepRecord { step, ..StepRecord::default() };
+        record.observation.extend([0.0; 3]);
+        record.action.extend([0.0; 2]);
+        store.append_with_frame(&record, Seen::New { pixels: &pixels, capture_ns: 0 }).unwrap();
+        most = most.max(mapped());
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for _ in 0..3000 {
+        let sequence = rng.random_range(1..=1000);
+        assert_eq!(store.frame(sequence).unwrap().2[77], (sequence - 1) as u8, "let go of, not lost");
+        most = most.max(mapped());
+    }
+    eprintln!("{most} kB of files in memory at most, {before} kB before");
+    assert!(most - before.min(most) <= (bound >> 10) + 4096, "{most} kB, {before} kB before");
+    store.keep_resident(u64::MAX);
+    (1..=1000).for_each(|sequence| {
+        assert!(store.frame(sequence).is_ok_and(|(_, _, pixels)| pixels.iter().all(|p| *p == pixels[0])))
+    });
+    assert!(mapped() > before + 60_000, "the test sees mapped frames");
 }

@@ -57,7 +57,7 @@ fn actions(policy: &AnyBundle, config: &PolicyConfig) -> Vec<f32> {
     let mut out = PolicyOutput::default();
     let mut actions = Vec::new();
     for row in probe_observations(ROBOT.observation, 50).chunks_exact(ROBOT.observation) {
-        policy.infer(row, &mut out).unwrap();
+        policy.infer(row, &[], &mut out).unwrap();
         actions.extend((0..ROBOT.action).map(|d| out.action(d, 0.0)));
     }
     actions
@@ -140,7 +140,7 @@ fn the_gradient_ends_where_the_action_is_clipped() {
 struct Constant(f32);
 
 impl PolicyBackend for Constant {
-    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, _observation: &[f32], _image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         *out = PolicyOutput { action_dim: 1, ..PolicyOutput::default() };
         out.mean[0] = self.0.atanh();
         Ok(())

@@ -15,7 +15,9 @@ use fieldtune::runtime::measure::{
 /// allocations.
 ///
 /// off2onrl: five agents with twin critics, density ratio and priorities. wsrl: ten critics with layer norm, four critic
-/// steps. Observations of 17, actions of 6 entries, 256-256, batches of 256; data and networks are random.
+/// steps. Observations of 17, actions of 6 entries, 256-256, batches of 256. pixels-shared and pixels-separate: four
+/// agents with twin critics from images of 48x48, encoders of 3 x 16 channels and 1024 features, 512-256, batches of 64.
+/// Data and networks are random.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Seconds per measurement.
@@ -51,6 +53,8 @@ pub(super) struct Args {
 enum Which {
     Off2onrl,
     Wsrl,
+    PixelsShared,
+    PixelsSeparate,
 }
 
 impl From<Which> for Workload {
@@ -58,6 +62,8 @@ impl From<Which> for Workload {
         match which {
             Which::Off2onrl => Self::Off2OnRl,
             Which::Wsrl => Self::Wsrl,
+            Which::PixelsShared => Self::PixelsShared,
+            Which::PixelsSeparate => Self::PixelsSeparate,
         }
     }
 }

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use fieldtune::config::{Config, PolicyConfig};
 use fieldtune::learner::{Dims, pretrain::Pretrainer};
 use fieldtune::nn::Stack;
 use fieldtune::nn::weights::EnsembleWeights;
 use fieldtune::policy::foreign::{self, ForeignPolicy};
-use fieldtune::policy::manifest::{Description, FileEntry, Manifest, Residual};
+use fieldtune::policy::manifest::{Description, EncoderFacts, FileEntry, Manifest, Residual};
 use fieldtune::policy::onnxruntime::Runtime;
 use fieldtune::policy::{AnyBundle, Bundle, PolicyBackend, PolicyOutput, checks, prepare_file, residual, weights_file};
-use fieldtune::spaces::Spaces;
+use fieldtune::spaces::{FrameShape, Spaces};
 use npyz::WriterBuilder;
 
 use super::ConfigArgs;
@@ -21,7 +21,7 @@ use super::ConfigArgs;
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     Import(super::policy_import::Args),
-    /// Make a bundle of untrained networks, to learn from nothing.
+    /// Make a bundle of untrained networks, to learn from nothing; with a camera configured, of ones that see its images.
     New {
         #[command(flatten)]
         config: ConfigArgs,
@@ -86,6 +86,9 @@ pub(super) struct ActArgs {
     /// One observation that rises evenly from -1 to 1.
     #[arg(long, conflicts_with = "obs")]
     linspace: bool,
+    /// Images of a policy with eyes: .npy of u8, (height, width, channels) or (K, height, width, channels).
+    #[arg(long, value_name = "FILE.npy")]
+    frames: Option<PathBuf>,
     /// Write the actions, those of the mean or what the ONNX actor gives, as .npy of f32, (K, A), instead of printing.
     #[arg(long, value_name = "FILE.npy")]
     out: Option<PathBuf>,
@@ -115,7 +118,9 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
 
 fn new(config: &Config, residual: Option<f32>, out: &Path) -> anyhow::Result<()> {
     let dims = Dims::from(&config.robot.spaces);
-    let mut weights = Pretrainer::new(dims, &config.pretrain, &config.learner, config.run.seed)?.weights()?;
+    let frame = config.camera.shape();
+    let new = Pretrainer::seeing(frame, dims, &config.pretrain, &config.learner, config.run.seed)?;
+    let mut weights = new.weights()?;
     let mut description = describe(config, "untrained", "none");
     description.provenance.insert("seed".into(), config.run.seed.to_string());
     if let Some(scale) = residual {
@@ -217,6 +222,11 @@ fn inspect_ensemble(path: &Path, manifest: &Manifest) {
     let (d, a) = (&manifest.description, &manifest.architecture);
     say!("{}: {}", path.display(), d.name);
     say!("  ensemble of {}, hidden {:?}, critics: {}", a.ensemble_size, a.hidden, if a.critics { "yes" } else { "no" });
+    if let Some(EncoderFacts { encoders, image, channels, dense, proprioception }) = &a.encoder {
+        let of = if *encoders == 1 { "one encoder for all" } else { "an encoder for each" };
+        let beside = if *proprioception { ", and the observation" } else { "" };
+        say!("  sees {image}: {of}, convolutions {channels:?}, {dense} features{beside}");
+    }
     say!("  {} Hz, discount {}, trained by {}", d.control_hz, d.discount, d.algorithm);
     say!("  log std in [{}, {}]", a.log_std.min, a.log_std.max);
     if let Some(Residual { base_sha256, scale }) = &d.residual {
@@ -249,7 +259,7 @@ fn verify(path: &Path, output: Option<&str>, library: Option<&Path>, robot: Opti
                 checks::dimensions(&policy, spaces)?;
             }
             let (width, rows) = (description.interface.observation_dim, 20);
-            checks::responds(&mut policy, &checks::probe_observations(width, rows))?;
+            checks::responds(&mut policy, &checks::Inputs::new(width, None, rows))?;
             format!("an ONNX actor of others, {width} -> {}, run by {}", policy.action_dim(), policy.engine())
         }
     };
@@ -299,7 +309,7 @@ fn act(args: &ActArgs) -> anyhow::Result<()> {
 
 fn observations(args: &ActArgs, width: usize) -> anyhow::Result<Vec<f32>> {
     let observations = match &args.obs {
-        Some(path) => read_npy(path)?,
+        Some(path) => read_npy(path)?.1,
         None => (0..width).map(|i| -1.0 + 2.0 * i as f32 / (width.max(2) - 1) as f32).collect(),
     };
     ensure!(
@@ -308,6 +318,24 @@ fn observations(args: &ActArgs, width: usize) -> anyhow::Result<Vec<f32>> {
         observations.len()
     );
     Ok(observations)
+}
+
+/// As many images as observations, one behind the other; empty for a policy without eyes.
+fn images(args: &ActArgs, frame: Option<FrameShape>, rows: usize) -> anyhow::Result<Vec<u8>> {
+    let (path, FrameShape { width, height, channels }) = match (&args.frames, frame) {
+        (Some(path), Some(shape)) => (path, shape),
+        (None, None) => return Ok(Vec::new()),
+        (Some(_), None) => bail!("--frames: this policy looks at no image"),
+        (None, Some(_)) => bail!("this policy looks at images: name them with --frames FILE.npy"),
+    };
+    let (shape, images) = read_npy::<u8>(path)?;
+    let wanted = [height, width, channels].map(u64::from);
+    ensure!(
+        shape.ends_with(&wanted) && images.len() == rows * frame.map_or(0, FrameShape::bytes),
+        "{} has the shape {shape:?}; needed are {rows} images of {wanted:?} (height, width, channels)",
+        path.display()
+    );
+    Ok(images)
 }
 
 fn act_foreign(args: &ActArgs, mut policy: ForeignPolicy) -> anyhow::Result<()> {
@@ -331,8 +359,12 @@ fn act_ensemble(args: &ActArgs, bundle: Bundle) -> anyhow::Result<()> {
     let mut prepared = any.source().prepare(spaces, &config)?;
     let mut out = PolicyOutput::default();
     let mut actions = Vec::new();
-    for observation in observations(args, width)?.chunks_exact(width) {
-        prepared.backend.infer(observation, &mut out)?;
+    let observations = observations(args, width)?;
+    let rows = observations.chunks_exact(width);
+    let images = images(args, prepared.backend.frame(), rows.len())?;
+    let bytes = images.len() / rows.len();
+    for (row, observation) in rows.enumerate() {
+        prepared.backend.infer(observation, &images[row * bytes..(row + 1) * bytes], &mut out)?;
         let action: Vec<f32> = (0..out.action_dim).map(|d| out.action(d, 0.0)).collect();
         if args.out.is_none() {
             say!("mean   {:?}\nstd    {:?}\naction {action:?}", out.mean(), out.std());
@@ -356,6 +388,7 @@ fn written(args: &ActArgs, actions: &[f32], action_dim: usize, engine: &str) -> 
 /// `min(Q1_i, Q2_i)(s, 0)` of every member.
 fn twin_min(weights: &EnsembleWeights, observation: &[f32]) -> anyhow::Result<Vec<f32>> {
     ensure!(weights.critic1.members > 0, "this bundle has no critics");
+    ensure!(weights.actor.eyes.is_none(), "--critics is for critics that see the observation alone");
     let device = candle_core::Device::Cpu;
     let mut row = observation.to_vec();
     row.resize(weights.critic1.inputs(), 0.0);
@@ -366,8 +399,9 @@ fn twin_min(weights: &EnsembleWeights, observation: &[f32]) -> anyhow::Result<Ve
     Ok(q(&weights.critic1)?.iter().zip(q(&weights.critic2)?).map(|(a, b)| a.min(b)).collect())
 }
 
-fn read_npy(path: &Path) -> anyhow::Result<Vec<f32>> {
-    let name = || format!("cannot read {} as an .npy of f32", path.display());
+/// Shape and numbers, row-major.
+fn read_npy<T: npyz::Deserialize>(path: &Path) -> anyhow::Result<(Vec<u64>, Vec<T>)> {
+    let name = || format!("cannot read {} as an .npy of {}", path.display(), std::any::type_name::<T>());
     let file = std::fs::File::open(path).with_context(name)?;
     let npy = npyz::NpyFile::new(std::io::BufReader::new(file)).with_context(name)?;
     ensure!(
@@ -375,7 +409,8 @@ fn read_npy(path: &Path) -> anyhow::Result<Vec<f32>> {
         "{} is in Fortran order; save it with numpy.ascontiguousarray",
         path.display()
     );
-    npy.into_vec::<f32>().with_context(name)
+    let shape = npy.shape().to_vec();
+    Ok((shape, npy.into_vec().with_context(name)?))
 }
 
 fn write_npy(path: &Path, values: &[f32], width: usize) -> anyhow::Result<()> {

@@ -7,8 +7,8 @@ use fieldtune::clock::Clock;
 use fieldtune::config::{self, Config, Exploration};
 use fieldtune::policy::AnyBundle;
 use fieldtune::policy::checks;
+use fieldtune::replay::Recording;
 use fieldtune::runtime::{self, Agreement, Difference, EpisodeReplay, Replayed, RunOptions};
-use fieldtune::spaces::StepRecord;
 
 use super::progress::Progress;
 use super::{stop_on_signal, this_program, write_json};
@@ -45,12 +45,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
-    let records = super::data::records(&args.episodes)?;
-    ensure!(!records.is_empty(), "{} holds no steps", args.episodes.display());
+    let recording = super::data::recording(&args.episodes)?;
+    ensure!(!recording.records().is_empty(), "{} holds no steps", args.episodes.display());
     let mut config = configuration(args)?;
     if let Some(folder) = &args.learn {
         config.run.directory.clone_from(folder);
-        return learn(config, &records, args);
+        return learn(config, &recording, args);
     }
     let bundle = AnyBundle::load(&config.policy.bundle)?;
     checks::names(bundle.spaces(), &config.robot.spaces)?;
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
             say_episode(episode, &config);
         }
     };
-    let replayed = runtime::replay(&config, bundle.source(), &records, &Clock::lockstep(), &mut each)?;
+    let replayed = runtime::replay(&config, bundle.source(), &recording, &Clock::lockstep(), &mut each)?;
     if args.json {
         say!("{}", serde_json::to_string(&replayed)?);
     } else {
@@ -95,7 +95,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn learn(mut config: Config, records: &[StepRecord], args: &Args) -> anyhow::Result<bool> {
+fn learn(mut config: Config, recording: &Recording, args: &Args) -> anyhow::Result<bool> {
     config.learner.enabled = true;
     // Before and after are measured where that moves no real robot.
     if config.simulator.task.is_empty() || !config.robot.address.is_empty() {
@@ -108,7 +108,7 @@ fn learn(mut config: Config, records: &[StepRecord], args: &Args) -> anyhow::Res
     );
     let options = RunOptions::new(this_program()?, stop_on_signal()?);
     let mut progress = Progress::new(args.json);
-    let outcome = runtime::learn_recorded(&config, records, &options, &mut progress);
+    let outcome = runtime::learn_recorded(&config, recording, &options, &mut progress);
     progress.finish();
     let report = outcome?;
     write_json(&config.run.directory.join("report.json"), &report)?;

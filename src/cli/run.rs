@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use fieldtune::runtime::{self, RunOptions};
-use fieldtune::telemetry::Report;
+use fieldtune::telemetry::{LatencySummary, Report};
 
 use super::progress::Progress;
 use super::{ConfigArgs, stop_on_signal, this_program, write_json};
@@ -71,6 +71,13 @@ pub(super) fn summary(r: &Report) {
     );
     if let Some(faults) = r.page_faults {
         say!("             {faults} page faults on the control thread after its first tick");
+    }
+    if let Some(camera) = &r.camera {
+        let LatencySummary { p50_us, p99_us, .. } = r.image_to_action;
+        say!("  camera     {} frames, {} dropped, {} blind steps", camera.frames, camera.dropped, r.blind_steps);
+        if p99_us > 0 {
+            say!("             from the image to the action on it: p50 {p50_us} us, p99 {p99_us} us");
+        }
     }
     say!(
         "  replay     {} online and {} offline transitions, {} dropped",

@@ -1,8 +1,8 @@
 //! Ranges and contradictions of a parsed configuration. Every range is written so that NaN fails.
 
 use super::{
-    ActorLoss, CameraSource, ClockKind, Config, CriticLoss, CutReturns, DeviceKind, ImageStream, LinkKind, Order,
-    PolicyEngine, PretrainMethod, Problem, SamplerKind, Start, TargetKind,
+    ActorLoss, CameraSource, ClockKind, Config, CriticLoss, Crops, CutReturns, DeviceKind, ImageStream, LinkKind,
+    Order, PolicyEngine, PretrainMethod, Problem, SamplerKind, Start, TargetKind,
 };
 
 /// Share of a serial line that frames may fill.
@@ -248,6 +248,7 @@ fn link_rate(c: &Config, checks: &mut Checks) {
 
 fn replay(c: &Config, checks: &mut Checks) {
     let r = &c.replay;
+    checks.need(r.resident_mb >= 64, "replay.resident_mb", r.resident_mb, "must be at least 64");
     checks.need(r.capacity >= 1024, "replay.capacity", r.capacity, "must be at least 1024");
     let share = r.initial_online_share;
     checks.need(share > 0.0 && share < 1.0, "replay.initial_online_share", share, "must lie in (0, 1)");
@@ -278,6 +279,7 @@ fn replay(c: &Config, checks: &mut Checks) {
 fn learner(c: &Config, checks: &mut Checks) {
     let l = &c.learner;
     checks.need(l.batch_size > 0, "learner.batch_size", l.batch_size, "must be at least 1");
+    trunk(c, checks);
     checks.need(l.threads > 0, "learner.threads", l.threads, "must be at least 1");
     checks.need(l.utd_ratio > 0.0 && l.utd_ratio <= 1000.0, "learner.utd_ratio", l.utd_ratio, "must lie in (0, 1000]");
     checks.need(l.burst_steps > 0, "learner.burst_steps", l.burst_steps, "must be at least 1");
@@ -315,6 +317,17 @@ fn learner(c: &Config, checks: &mut Checks) {
     checks.need(l.log_std.min < l.log_std.max, "learner.log_std", l.log_std.min, "min must be below max");
     let cuda = l.device == DeviceKind::Cuda && cfg!(not(feature = "cuda"));
     checks.need(!cuda, "learner.device", "cuda", "this build has no CUDA; build with --features cuda or use \"cpu\"");
+}
+
+fn trunk(c: &Config, checks: &mut Checks) {
+    let l = &c.learner;
+    let channels = (1..=8).contains(&l.trunk_channels.len()) && l.trunk_channels.iter().all(|n| (1..=512).contains(n));
+    checks.need(channels, "learner.trunk_channels", show(&l.trunk_channels), "1 to 8 widths of 1 to 512");
+    let features = l.trunk_features;
+    checks.need((1..=8192).contains(&features), "learner.trunk_features", features, "must lie in 1 to 8192");
+    checks.need(l.shift_pixels <= 64, "learner.shift_pixels", l.shift_pixels, "must be at most 64");
+    let each = l.crops == Crops::EachPass && l.shift_pixels == 0;
+    checks.need(!each, "learner.crops", "each-pass", "has no effect with learner.shift_pixels = 0");
 }
 
 /// Settings of the method that have no meaning by themselves or beside each other. What depends on the networks is

@@ -203,6 +203,30 @@ pub enum DeviceKind {
     Cuda,
 }
 
+/// Who learns to see, where there are images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrunkKind {
+    /// One encoder for all networks, trained by the critics' loss; target critics look through its slow copy.
+    Shared,
+    /// An encoder for each network and member, trained by its own loss (COG).
+    Separate,
+    /// One encoder for all networks, as it came; features of a stored image are computed once.
+    Frozen,
+    /// Nobody: images are left alone.
+    None,
+}
+
+/// How often an image of a minibatch is cropped anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crops {
+    /// Once an update: all networks see the same.
+    Once,
+    /// For every pass of a network (COG).
+    EachPass,
+}
+
 /// What pretraining makes out of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -451,6 +475,8 @@ sections! {
     ReplayConfig {
         /// Records of the online buffer.
         capacity: u64 = 250_000,
+        /// Most megabytes of camera frames that each buffer keeps in memory.
+        resident_mb: u64 = 4096,
         /// What becomes of old steps when it is full.
         retention: Retention = Retention::Ring,
         /// Offline data: a replay folder or an .npz data set; empty for none.
@@ -501,6 +527,18 @@ sections! {
         carry_temperature: bool = true,
         /// Checkpoint folder of the pretraining whose Adam moments go on; empty for fresh optimisers.
         carry_optimiser: PathBuf = PathBuf::new(),
+        /// Who learns to see, where there are images.
+        trunk: TrunkKind = TrunkKind::Shared,
+        /// Channels of the convolutions of a new encoder.
+        trunk_channels: Vec<usize> = vec![16, 16, 16],
+        /// Features that a new encoder makes of an image.
+        trunk_features: usize = 64,
+        /// Whether the networks of a new ensemble see the observation beside the features.
+        proprioception: bool = true,
+        /// Most pixels by which an image is moved in a loss; 0 leaves it.
+        shift_pixels: u32 = 4,
+        /// How often an image is moved anew.
+        crops: Crops = Crops::Once,
         /// Rows of a minibatch.
         batch_size: usize = 256,
         /// Updates per control step.

@@ -1,9 +1,9 @@
-//! The control loop (layer 4): observation, policy, limits, robot, record, swap; in this order, once per period.
+//! The control loop (layer 4): observation, image, policy, limits, robot, record, swap; in this order, once per period.
 //!
 //! [`ControlLoop::tick`] runs on the control thread. After the first tick it allocates nothing, takes no lock,
 //! writes no log and touches no file. Steps leave through a fixed-size queue; policies come in and go back
 //! through queues of the same kind and are dropped elsewhere. The only thing it waits for is its deadline (in lockstep:
-//! the robot's answer). Faults and reactions are listed in `docs/safety.md`.
+//! the robot's answer and the image that belongs to it). Faults and reactions are listed in `docs/safety.md`.
 
 /// The queues of the hand-over. `tests/handover_model.rs` puts loom's in this place.
 mod channel {
@@ -19,6 +19,7 @@ mod pacer;
 mod person;
 mod person_slot;
 mod queue;
+mod sight;
 mod swap;
 #[cfg(test)]
 mod swap_tests;
@@ -31,5 +32,6 @@ pub use pacer::Pacer;
 pub use person::{Chosen, Person};
 pub use person_slot::{NotTaken, PersonCommand, PersonSlot};
 pub use queue::{QUEUE_STEPS, StepConsumer, StepProducer, step_queue};
+pub use sight::{Pace, Sight};
 pub use swap::{Offer, PolicyHandover, PolicySlot, SwapRequest, Unsent, policy_slot};
 pub use tick::{ControlLoop, ControlSettings, Fault};

@@ -114,7 +114,7 @@ impl PolicySlot {
     }
 
     /// Between two ticks: takes a waiting request, and says what it cost this thread. A new policy is run once on
-    /// `observation` first, which also brings its weights into this core's cache; one of another shape, or whose
+    /// `observation` and `image` first, which also brings its weights into this core's cache; one of another shape, or whose
     /// answer is not finite, is handed back. `between_episodes`: whether no episode is under way.
     ///
     /// A request that comes while an offer waits for the end of the episode takes its place; a roll-back only withdraws
@@ -122,6 +122,7 @@ impl PolicySlot {
     pub fn poll(
         &mut self,
         observation: &[f32],
+        image: &[u8],
         scratch: &mut PolicyOutput,
         between_episodes: bool,
     ) -> Option<(Swapped, SwapCost)> {
@@ -142,7 +143,7 @@ impl PolicySlot {
         let (usable, tried) = match request {
             SwapRequest::RollBack => (None, taken),
             SwapRequest::Offer(offer) | SwapRequest::OfferBetweenEpisodes(offer) => {
-                (Some(self.try_out(offer, observation, scratch)), precise())
+                (Some(self.try_out(offer, observation, image, scratch)), precise())
             }
         };
         let swapped = match usable {
@@ -194,9 +195,15 @@ impl PolicySlot {
     }
 
     /// The offer back, as usable or not.
-    fn try_out(&self, mut offer: Offer, observation: &[f32], scratch: &mut PolicyOutput) -> Result<Offer, Offer> {
+    fn try_out(
+        &self,
+        mut offer: Offer,
+        observation: &[f32],
+        image: &[u8],
+        scratch: &mut PolicyOutput,
+    ) -> Result<Offer, Offer> {
         let fits = offer.policy.action_dim() == self.current.policy.action_dim();
-        let answers = fits && offer.policy.infer(observation, scratch).is_ok();
+        let answers = fits && offer.policy.infer(observation, image, scratch).is_ok();
         if answers && scratch.mean().iter().chain(scratch.std()).all(|value| value.is_finite()) {
             Ok(offer)
         } else {

@@ -11,7 +11,7 @@ struct Constant {
 }
 
 impl PolicyBackend for Constant {
-    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, _observation: &[f32], _image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         out.action_dim = self.actions;
         out.mean[0] = self.value;
         Ok(())
@@ -42,18 +42,18 @@ fn send(handover: &mut PolicyHandover, request: SwapRequest) {
 fn swaps_roll_back_and_never_mix_generations() {
     let (mut slot, mut handover) = policy_slot(offer(0, 0.0));
     let mut out = PolicyOutput::default();
-    assert!(slot.poll(&[0.0], &mut out, false).is_none());
+    assert!(slot.poll(&[0.0], &[], &mut out, false).is_none());
     for generation in 1..100 {
         send(&mut handover, SwapRequest::Offer(offer(generation, generation as f32)));
-        assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::Taken));
-        assert!(slot.policy().infer(&[0.0], &mut out).is_ok());
+        assert_eq!(slot.poll(&[0.0], &[], &mut out, false).map(|s| s.0), Some(Swapped::Taken));
+        assert!(slot.policy().infer(&[0.0], &[], &mut out).is_ok());
         assert_eq!((slot.generation(), out.mean[0]), (generation, generation as f32));
     }
     send(&mut handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.poll(&[0.0], &[], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
     assert_eq!(slot.generation(), 98);
     send(&mut handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
+    assert_eq!(slot.poll(&[0.0], &[], &mut out, false).map(|s| s.0), Some(Swapped::RolledBack));
     assert_eq!(slot.generation(), 99);
 }
 
@@ -61,10 +61,10 @@ fn swaps_roll_back_and_never_mix_generations() {
 fn a_policy_that_answers_nan_is_handed_back() {
     let (mut slot, mut handover) = policy_slot(offer(0, 0.0));
     send(&mut handover, SwapRequest::Offer(offer(1, f32::NAN)));
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &[], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
     assert_eq!(slot.generation(), 0);
     send(&mut handover, SwapRequest::RollBack);
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &[], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_policy_of_another_shape_is_handed_back() {
     let (mut slot, mut handover) = policy_slot(offer(0, 0.0));
     let wide = Offer { policy: Box::new(Constant { value: 0.0, actions: 2 }), generation: 1 };
     send(&mut handover, SwapRequest::Offer(wide));
-    assert_eq!(slot.poll(&[0.0], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
+    assert_eq!(slot.poll(&[0.0], &[], &mut PolicyOutput::default(), false).map(|s| s.0), Some(Swapped::Refused));
     assert_eq!(slot.generation(), 0);
 }
 
@@ -92,7 +92,7 @@ fn an_offer_for_the_end_of_the_episode_waits_for_it() {
     let mut out = PolicyOutput::default();
     let at_end = |generation| SwapRequest::OfferBetweenEpisodes(offer(generation, 0.0));
     let mut poll = |slot: &mut super::swap::PolicySlot, between| {
-        let swapped = slot.poll(&[0.0], &mut out, between).map(|s| s.0);
+        let swapped = slot.poll(&[0.0], &[], &mut out, between).map(|s| s.0);
         (swapped, slot.generation())
     };
     send(&mut handover, at_end(1));

@@ -11,6 +11,7 @@ use rand_distr::{Distribution, StandardNormal};
 use super::outcome::{Outcome, Rules};
 use super::person::{Chosen, Person};
 use super::queue::StepProducer;
+use super::sight::Sight;
 use super::swap::{PolicySlot, Swapped};
 use crate::clock::{Clock, Stamp};
 use crate::config::Exploration;
@@ -91,6 +92,14 @@ pub enum Fault {
          its link, then start again"
     )]
     PersonLost,
+    /// No image to act on for too long.
+    #[error(
+        "no image to act on for {ticks} control steps (safety.lost_steps): the camera sends none, old ones, or the same again and again; check it, then start again"
+    )]
+    Blind {
+        /// Ticks without one.
+        ticks: u32,
+    },
     /// The policy failed; the action before was not repeated.
     #[error("the policy failed on a fresh observation")]
     Policy,
@@ -134,6 +143,7 @@ pub struct ControlLoop {
     settings: ControlSettings,
     rng: ChaCha8Rng,
     limiter: Limiter,
+    sight: Option<Sight>,
     observed: Observed,
     output: PolicyOutput,
     pending: Option<StepRecord>,
@@ -174,6 +184,7 @@ impl ControlLoop {
             settings,
             rng,
             limiter,
+            sight: None,
             observed: Observed::default(),
             output: PolicyOutput::default(),
             pending: None,
@@ -187,14 +198,26 @@ impl ControlLoop {
         }
     }
 
-    /// Arms the robot and sends it to the start of the first episode. Not part of a tick: it may wait.
+    /// With a camera: its image belongs to every observation.
+    #[must_use]
+    pub fn with_camera(mut self, sight: Sight) -> Self {
+        self.sight = Some(sight);
+        self
+    }
+
+    /// Arms the robot, sends it to the start of the first episode and waits for the first image of a camera. Not part of
+    /// a tick: it may wait.
     ///
     /// # Errors
-    /// When the robot does not answer or refuses.
+    /// When the robot does not answer or refuses, or no image comes within the reset time.
     pub fn start(&mut self) -> Result<(), Fault> {
         self.robot.moving = true;
         self.robot.robot.arm()?;
         self.robot.robot.request_reset(self.episode, self.start_seed())?;
+        let patience = self.settings.period * self.settings.reset_steps;
+        if self.sight.as_mut().is_some_and(|sight| !sight.open(patience)) {
+            return Err(Fault::Blind { ticks: self.settings.reset_steps });
+        }
         self.count_episode();
         Ok(())
     }
@@ -220,6 +243,7 @@ impl ControlLoop {
         let until = self.clock.now().plus(self.settings.period * self.settings.reset_steps);
         let mut seen = 0;
         while self.clock.now() < until {
+            self.sight.iter_mut().for_each(Sight::follow);
             if self.robot.robot.observe(&mut self.observed)? && self.observed.episode == self.episode {
                 seen += 1;
                 // The first may have waited in the socket; the second arrives as the robot sends it.
@@ -240,6 +264,7 @@ impl ControlLoop {
     pub fn tick(&mut self) -> Result<(), Fault> {
         let before = (self.observed.episode, self.observed.tick);
         let fresh = self.robot.robot.observe(&mut self.observed)?;
+        self.sight.iter_mut().for_each(Sight::follow);
         self.count_link();
         if fresh {
             self.accept()?;
@@ -251,6 +276,7 @@ impl ControlLoop {
             Phase::Resetting => self.await_start()?,
             Phase::Running if advanced => {
                 self.without_fresh = 0;
+                self.look()?;
                 self.close_step();
                 if self.phase == Phase::Running {
                     self.act()?;
@@ -327,6 +353,7 @@ impl ControlLoop {
             self.without_fresh = 0;
             self.limiter.reset();
             self.settings.rules.reset();
+            self.look()?;
             return self.act();
         }
         self.without_fresh += 1;
@@ -336,16 +363,32 @@ impl ControlLoop {
         Ok(())
     }
 
+    /// The image of a new observation.
+    fn look(&mut self) -> Result<(), Fault> {
+        let Some(sight) = &mut self.sight else { return Ok(()) };
+        sight.look(self.clock.now(), self.observed.robot_us);
+        let ticks = sight.blind();
+        self.counters.blind.fetch_add(u64::from(ticks > 0), Relaxed);
+        if ticks >= self.settings.lost_steps { Err(Fault::Blind { ticks }) } else { Ok(()) }
+    }
+
+    /// Whether the action is held at zero for want of an image.
+    fn holds_for_sight(&self) -> bool {
+        self.sight.as_ref().is_some_and(|sight| sight.blind() >= self.settings.stale_steps)
+    }
+
     /// The step that started at the observation before has ended in this one: it becomes a record with the
-    /// action and reward that the robot reports. Ends the episode where the task or the time limit does.
+    /// action and reward that the robot reports. While the action is held for want of an image there are no
+    /// transitions: nobody knows what would have been seen. Ends the episode where the task or the time limit does.
     fn close_step(&mut self) {
+        let blind = self.holds_for_sight();
         let (observed, rules) = (&self.observed, &mut self.settings.rules);
         let outcome = if observed.terminated { None } else { rules.judge(self.episode, &observed.observation) };
         let terminated = observed.terminated || outcome.is_some();
         let over = terminated || observed.tick >= self.settings.max_steps;
         if let Some(mut step) = self.pending.take() {
             let reward = rules.reward(observed.reward_valid.then_some(observed.reward), outcome);
-            if let Some(reward) = reward.filter(|_| observed.tick == step.step + 1) {
+            if let Some(reward) = reward.filter(|_| observed.tick == step.step + 1 && !blind) {
                 step.action.clear();
                 let _ = step.action.extend_from_slice(&observed.applied);
                 step.reward = reward;
@@ -398,7 +441,11 @@ impl ControlLoop {
 
     /// Policy, limits, robot.
     fn act(&mut self) -> Result<(), Fault> {
-        let inferred = self.slot.policy().infer(&self.observed.observation, &mut self.output);
+        if self.holds_for_sight() {
+            return self.hold();
+        }
+        let image = self.sight.as_ref().and_then(Sight::frame).map_or(&[][..], |frame| &frame.pixels);
+        let inferred = self.slot.policy().infer(&self.observed.observation, image, &mut self.output);
         inferred.map_err(|_| Fault::Policy)?;
         self.rng.set_stream(u64::from(self.episode) << 32 | u64::from(self.observed.tick));
         self.rng.set_word_pos(0);
@@ -426,6 +473,9 @@ impl ControlLoop {
             Limited::NotFinite => ControlCounters::count(&self.counters.bad_actions),
         }
         self.robot.robot.apply(action)?;
+        if let Some(age) = self.sight.as_ref().and_then(|sight| sight.age(self.clock.now())) {
+            self.counters.image_to_action.add(age);
+        }
         let mut step = self.record();
         if chosen == Chosen::Person {
             step.flags.insert(StepFlags::INTERVENTION);
@@ -441,11 +491,13 @@ impl ControlLoop {
         if self.without_fresh >= self.settings.lost_steps {
             return Err(Fault::Lost { ticks: self.without_fresh });
         }
-        if self.without_fresh >= self.settings.stale_steps {
-            let zero = [0.0f32; MAX_ACTION];
-            self.robot.robot.apply(&zero[..self.output.action_dim])?;
-        }
-        Ok(())
+        if self.without_fresh >= self.settings.stale_steps { self.hold() } else { Ok(()) }
+    }
+
+    /// The action is zero.
+    fn hold(&mut self) -> Result<(), Fault> {
+        let zero = [0.0f32; MAX_ACTION];
+        Ok(self.robot.robot.apply(&zero[..self.slot.policy().action_dim().min(MAX_ACTION)])?)
     }
 
     /// What both ends of the link counted, for whoever asks.
@@ -476,7 +528,8 @@ impl ControlLoop {
             return;
         }
         let between_episodes = self.phase == Phase::Resetting;
-        let answer = self.slot.poll(&self.observed.observation, &mut self.output, between_episodes);
+        let image = self.sight.as_ref().and_then(Sight::frame).map_or(&[][..], |frame| &frame.pixels);
+        let answer = self.slot.poll(&self.observed.observation, image, &mut self.output, between_episodes);
         let Some((swapped, cost)) = answer else { return };
         self.counters.swap(cost.exchange, cost.first_run);
         ControlCounters::count(match swapped {
@@ -490,7 +543,7 @@ impl ControlLoop {
     /// A record that starts at the present observation.
     fn record(&self) -> StepRecord {
         let mut flags = StepFlags::default();
-        if self.without_fresh > 0 {
+        if self.without_fresh > 0 || self.sight.as_ref().is_some_and(|sight| sight.blind() > 0) {
             flags.insert(StepFlags::STALE);
         }
         StepRecord {
@@ -503,7 +556,7 @@ impl ControlLoop {
             reward: 0.0,
             observation: self.observed.observation.clone(),
             action: heapless::Vec::new(),
-            frame: None,
+            frame: self.sight.as_ref().and_then(Sight::frame).cloned(),
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
 use sha2::{Digest, Sha256};
 
 use super::error::EpisodeError;
-use crate::spaces::{StepFlags, StepRecord};
+use crate::spaces::{Frame, FrameShape, StepFlags, StepRecord};
 
 /// What a record has room for (`docs/replay-format.md`).
 const MOST_US: u64 = (1 << 48) - 1;
@@ -35,6 +36,19 @@ pub struct Dataset {
     pub final_observations: Vec<f32>,
     /// When each observation was taken, in µs of the recorder's clock, `(n)`; empty when unknown.
     pub capture_us: Vec<u64>,
+    /// The camera's part of the observations, where there was a camera.
+    pub images: Option<Images>,
+}
+
+/// Camera images of a data set, `(height, width, channels)` bytes each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    /// Size of one.
+    pub shape: FrameShape,
+    /// One for each step.
+    pub steps: Vec<u8>,
+    /// One for each final observation; empty where these are.
+    pub finals: Vec<u8>,
 }
 
 /// Why columns do not make a data set.
@@ -149,6 +163,13 @@ impl Dataset {
         for stamp in &self.capture_us {
             hasher.update(stamp.to_le_bytes());
         }
+        if let Some(images) = &self.images {
+            for side in [images.shape.width, images.shape.height, images.shape.channels] {
+                hasher.update(side.to_le_bytes());
+            }
+            hasher.update(&images.steps);
+            hasher.update(&images.finals);
+        }
         format!("{:x}", hasher.finalize())
     }
 
@@ -168,6 +189,7 @@ impl Dataset {
         let known = self.final_observations.chunks_exact(dim.max(1)).nth(episode);
         let repeated = || self.terminated[last].then(|| self.observation(last));
         let end = if steps.is_empty() { None } else { known.or_else(repeated) };
+        let end_image = known.map_or(Image::Of(last), |_| Image::Final(episode));
         let cut = end.is_none();
         let start = steps.start;
         let records = steps.clone().map(move |step| self.record(episode, step - start, step, cut && step == last));
@@ -175,6 +197,7 @@ impl Dataset {
             observation: observation.iter().copied().collect(),
             capture_us: self.stamp(last),
             use_us: self.stamp(last),
+            frame: self.frame(end_image),
             ..empty(episode, steps.len(), StepFlags::OBSERVATION_ONLY)
         }))
     }
@@ -197,8 +220,20 @@ impl Dataset {
             action: action.iter().copied().collect(),
             capture_us: self.stamp(step),
             use_us: self.stamp(step),
+            frame: self.frame(Image::Of(step)),
             ..empty(episode, number, flags)
         }
+    }
+
+    fn frame(&self, which: Image) -> Option<Arc<Frame>> {
+        let images = self.images.as_ref()?;
+        let (from, at, step) = match which {
+            Image::Of(step) => (&images.steps, step, step),
+            Image::Final(episode) => (&images.finals, episode, self.episode_ends[episode] - 1),
+        };
+        let pixels = from.chunks_exact(images.shape.bytes().max(1)).nth(at)?.into();
+        let capture_ns = 1000 * self.stamp(step);
+        Some(Arc::new(Frame { shape: images.shape, sequence: 0, capture_ns, pixels }))
     }
 
     /// 0 where nobody knows. Of a last observation: that of the last step, because no file tells its own.
@@ -221,6 +256,10 @@ impl Dataset {
         }
         let episodes = self.episode_ends.len();
         let stamps_wanted = if self.capture_us.is_empty() { 0 } else { steps };
+        let bytes = self.images.as_ref().map_or(0, |images| images.shape.bytes());
+        let (image_bytes, final_bytes) =
+            self.images.as_ref().map_or((0, 0), |images| (images.steps.len(), images.finals.len()));
+        let finals_wanted = if self.final_observations.is_empty() { 0 } else { episodes * bytes };
         let final_wanted = if self.final_observations.is_empty() { 0 } else { episodes * observation_dim };
         for (column, found, wanted) in [
             ("observations", self.observations.len(), steps * observation_dim),
@@ -229,6 +268,8 @@ impl Dataset {
             ("truncated", self.truncated.len(), steps),
             ("final_observations", self.final_observations.len(), final_wanted),
             ("capture_us", self.capture_us.len(), stamps_wanted),
+            ("images", image_bytes, steps * bytes),
+            ("final_images", final_bytes, finals_wanted),
         ] {
             if found != wanted {
                 return Err(DatasetProblem::Length { column, found, wanted });
@@ -270,6 +311,13 @@ impl Dataset {
     }
 }
 
+/// Which image of a data set.
+#[derive(Clone, Copy)]
+enum Image {
+    Of(usize),
+    Final(usize),
+}
+
 fn empty(episode: usize, step: usize, flags: StepFlags) -> StepRecord {
     StepRecord { episode: episode as u32, step: step as u32, flags, ..StepRecord::default() }
 }
@@ -291,6 +339,7 @@ mod tests {
             episode_ends: vec![2, 5],
             final_observations: vec![100.0, 101.0, 102.0, 103.0],
             capture_us: vec![10, 60, 20, 70, 70],
+            images: None,
         }
     }
 

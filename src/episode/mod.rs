@@ -16,7 +16,7 @@ mod table;
 
 use std::path::Path;
 
-pub use dataset::{Dataset, DatasetProblem};
+pub use dataset::{Dataset, DatasetProblem, Images};
 pub use error::{ArrayProblem, EpisodeError};
 pub use lerobot::{About, write_lerobot};
 pub use npz::{Column, Numbers, write_columns, write_npz};

@@ -9,8 +9,11 @@
 //! | `timeouts` | `(n)` | the episode was cut; without it and `episode_ends` the ends are asked for |
 //! | `episode_ends` | `(e)` | one past each last step; absent: behind each terminal or timeout, and at the end |
 //! | `final_observations` | `(e, observation_dim)` | absent: unknown |
+//! | `images` | `(n, height, width, channels)` bytes | camera images; absent: none |
+//! | `final_images` | `(e, height, width, channels)` bytes | needed where there are images and final observations |
 //! | `capture_us` | `(n)` | when the observation was taken, in µs of the recorder's clock; absent: unknown |
 //!
+//! With images, `proprio` and `final_proprio` are read in the place of absent `observations` and `final_observations`.
 //! Any number type, row-major; other arrays are ignored. An episode that ends without a flag counts as cut.
 
 use std::fs::{self, File};
@@ -21,9 +24,10 @@ use npyz::npz::{NpzArchive, NpzWriter};
 use npyz::{AutoSerialize, NpyFile, Order, Serialize, WriterBuilder};
 
 use super::array::{Array, Arrays};
-use super::dataset::{Dataset, DatasetProblem};
+use super::dataset::{Dataset, DatasetProblem, Images};
 use super::error::{ArrayProblem, EpisodeError};
 use super::table::{Choices, Table, choose};
+use crate::spaces::FrameShape;
 
 /// Reads a data set.
 ///
@@ -34,14 +38,18 @@ pub(super) fn read(path: &Path, choices: &Choices) -> Result<Dataset, EpisodeErr
     let npz = NpzArchive::open(path);
     let npz = npz.map_err(|source| EpisodeError::Io { action: "open", path: path.to_owned(), source })?;
     let mut file = Npz { path, npz };
-    choose(path, &[String::from("observations")], choices)?;
-    let (observation_dim, observations) = file.matrix("observations")?;
+    let images = file.images()?;
+    let proprio = images.is_some() && file.optional("observations")?.is_none();
+    let (name, final_name) =
+        if proprio { ("proprio", "final_proprio") } else { ("observations", "final_observations") };
+    choose(path, &[String::from(name)], choices)?;
+    let (observation_dim, observations) = file.matrix(name)?;
     let (action_dim, actions) = file.matrix("actions")?;
     let rewards = file.optional("rewards")?.map(|a| a.to_f32());
     let ended = file.needed("terminals")?.to_flags();
     let truncated = file.optional("timeouts")?.map(|a| a.to_flags());
     let ends = file.optional("episode_ends")?.map(|a| a.numbers.iter().map(|v| *v as usize).collect::<Vec<_>>());
-    let final_observations = file.optional("final_observations")?.map_or_else(Vec::new, |a| a.to_f32());
+    let final_observations = file.optional(final_name)?.map_or_else(Vec::new, |a| a.to_f32());
     let capture_us = file.optional("capture_us")?;
     let capture_us = capture_us.map_or_else(Vec::new, |a| a.numbers.iter().map(|v| *v as u64).collect());
     let table = Table {
@@ -62,7 +70,7 @@ pub(super) fn read(path: &Path, choices: &Choices) -> Result<Dataset, EpisodeErr
         let problem = DatasetProblem::Ends { episode };
         return Err(EpisodeError::Content { path: path.to_owned(), problem });
     }
-    data.final_observations = final_observations;
+    (data.final_observations, data.images) = (final_observations, images);
     data.check().map_err(|problem| EpisodeError::Content { path: path.to_owned(), problem })?;
     Ok(data)
 }
@@ -97,6 +105,11 @@ impl<'a> Column<'a> {
             Numbers::F64(values) => values.len(),
             Numbers::I64(values) => values.len(),
             Numbers::Bool(values) => values.len(),
+            Numbers::Images(values, shape) => {
+                let sides = [shape.height, shape.width, shape.channels].map(u64::from);
+                let count = values.len() / shape.bytes().max(1);
+                return [&[count as u64][..], &sides].concat();
+            }
         } as u64;
         self.width.map_or(vec![length], |width| vec![length / width.max(1), width])
     }
@@ -113,6 +126,8 @@ pub enum Numbers<'a> {
     I64(&'a [i64]),
     /// `bool`.
     Bool(&'a [bool]),
+    /// `uint8`, images of one size.
+    Images(&'a [u8], FrameShape),
 }
 
 /// Writes a data set; at every moment `path` holds either the old file or the whole new one.
@@ -133,6 +148,12 @@ pub fn write_npz(path: &Path, data: &Dataset) -> Result<(), EpisodeError> {
     if !data.final_observations.is_empty() {
         let numbers = Numbers::F32(&data.final_observations);
         columns.push(Column::rows("final_observations", data.observation_dim, numbers));
+    }
+    if let Some(images) = &data.images {
+        columns.push(Column::flat("images", Numbers::Images(&images.steps, images.shape)));
+        if !images.finals.is_empty() {
+            columns.push(Column::flat("final_images", Numbers::Images(&images.finals, images.shape)));
+        }
     }
     let stamps: Vec<i64> = data.capture_us.iter().map(|t| *t as i64).collect();
     if !stamps.is_empty() {
@@ -163,6 +184,7 @@ fn write_file(path: &Path, columns: &[Column<'_>]) -> io::Result<()> {
             Numbers::F64(values) => write_array(&mut npz, name, &shape, values),
             Numbers::I64(values) => write_array(&mut npz, name, &shape, values),
             Numbers::Bool(values) => write_array(&mut npz, name, &shape, values),
+            Numbers::Images(values, _) => write_array(&mut npz, name, &shape, values),
         }?;
     }
     npz.zip_writer().finish().map_err(io::Error::other)?.flush()?;
@@ -193,6 +215,53 @@ impl Arrays for Npz<'_> {
     fn read(&mut self, name: &str) -> Result<Option<Array>, ArrayProblem> {
         read_array(&mut self.npz, name)
     }
+}
+
+impl Npz<'_> {
+    /// The images, if there are any. They are read as the bytes they are: as numbers they would take eight times the
+    /// memory.
+    fn images(&mut self) -> Result<Option<Images>, EpisodeError> {
+        let Some((shape, steps)) = self.frames("images")? else { return Ok(None) };
+        let finals = match self.frames("final_images")? {
+            Some((found, finals)) if found == shape => finals,
+            Some((found, _)) => {
+                let found = [found.height, found.width, found.channels].map(u64::from).to_vec();
+                let problem = ArrayProblem::Shape { found, wanted: "images of the size of `images`" };
+                return Err(self.problem("final_images", problem));
+            }
+            None => Vec::new(),
+        };
+        Ok(Some(Images { shape, steps, finals }))
+    }
+
+    fn frames(&mut self, name: &str) -> Result<Option<(FrameShape, Vec<u8>)>, EpisodeError> {
+        read_frames(&mut self.npz, name).map_err(|problem| self.problem(name, problem))
+    }
+}
+
+fn read_frames<R: io::Read + io::Seek>(
+    file: &mut NpzArchive<R>,
+    name: &str,
+) -> Result<Option<(FrameShape, Vec<u8>)>, ArrayProblem> {
+    let Some(array) = file.by_name(name).map_err(ArrayProblem::Unreadable)? else { return Ok(None) };
+    let header = array.header().clone();
+    let found = header.shape().to_vec();
+    let wanted = "(steps, height, width, channels)";
+    let sides: Vec<u16> = found.iter().skip(1).filter_map(|side| u16::try_from(*side).ok()).collect();
+    let &[height, width, channels] = sides.as_slice() else {
+        return Err(ArrayProblem::Shape { found, wanted });
+    };
+    if header.order() == Order::Fortran {
+        return Err(ArrayProblem::Order);
+    }
+    let npy = NpyFile::with_header(header, BufReader::new(array.into_inner()));
+    let values = npy.try_data::<u8>().map_err(|npy| ArrayProblem::Type(npy.dtype().descr()))?;
+    let bytes = values.collect::<io::Result<Vec<u8>>>().map_err(ArrayProblem::Unreadable)?;
+    let shape = FrameShape { width, height, channels };
+    if Some(bytes.len() as u64) != found[0].checked_mul(shape.bytes() as u64) {
+        return Err(ArrayProblem::Shape { found, wanted: "as many bytes as the array holds" });
+    }
+    Ok(Some((shape, bytes)))
 }
 
 fn read_array<R: io::Read + io::Seek>(file: &mut NpzArchive<R>, name: &str) -> Result<Option<Array>, ArrayProblem> {
@@ -249,6 +318,7 @@ mod tests {
             episode_ends: vec![2, 5],
             final_observations: vec![1.0; 6],
             capture_us: vec![7, 50_007, 3, 50_003, 100_003],
+            images: None,
         }
     }
 

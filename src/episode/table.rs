@@ -105,6 +105,7 @@ impl Table {
             episode_ends,
             final_observations,
             capture_us: self.capture_us,
+            images: None,
         };
         data.check().map_err(content)?;
         Ok(data)

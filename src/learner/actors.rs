@@ -3,7 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor};
 
-use super::batch::{Batch, Dims};
+use super::batch::{Batch, Dims, for_critics};
 use super::critics::next_output;
 use super::networks::{Anchor, Networks};
 use super::streams::{Streams, noise_like};
@@ -46,14 +46,15 @@ pub(super) fn pass(
         let (mean, std) = tanh_gaussian::moments(&output, config.log_std)?;
         tanh_gaussian::log_prob_of(&mean, &std, &batch.action, ACTION_CLIP)
     };
-    let value = |rows: &Tensor| {
-        let q1 = networks.critic1.forward_frozen(rows)?.squeeze(2)?;
-        let q2 = networks.critic2.forward_frozen(rows)?.squeeze(2)?;
+    let value = |action: &Tensor| {
+        let rows = for_critics(&batch.judged, |observation| state_action(&observation.detach(), action))?;
+        let q1 = networks.critic1.forward_frozen(&rows[0])?.squeeze(2)?;
+        let q2 = networks.critic2.forward_frozen(&rows[1])?.squeeze(2)?;
         actor::value(&q1, &q2, config.actor_operator)
     };
     let actor_loss = match config.actor_loss {
         ActorLoss::Sac => {
-            let value = value(&state_action(&batch.observation, &executed)?)?;
+            let value = value(&executed)?;
             let loss = actor::loss(&temperature, &sample.log_prob, &value)?;
             match &networks.anchor {
                 Some(anchor) => {
@@ -67,8 +68,8 @@ pub(super) fn pass(
             actor::behaviour_cloning_loss(&temperature, &drawn, &data)?
         }
         ActorLoss::Awac => {
-            let policy = value(&state_action(&batch.observation, &sample.action.detach())?)?;
-            let weights = actor::advantage_weights(&value(&batch.state_action)?, &policy, config.awac_beta)?;
+            let policy = value(&sample.action.detach())?;
+            let weights = actor::advantage_weights(&value(&batch.action)?, &policy, config.awac_beta)?;
             actor::advantage_weighted_loss(&weights, &data_log_prob()?)?
         }
     };

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::eyes::Seen;
 use crate::kernels::Staging;
 use crate::rl::{self, actor};
 use crate::spaces::{Minibatch, Spaces};
@@ -22,19 +23,26 @@ impl From<&Spaces> for Dims {
 }
 
 /// One upload of a [`Minibatch`], `B` rows.
+#[derive(Clone)]
 pub(super) struct Batch {
-    /// `(B, observation)`.
+    /// What the actors see at `s`, `(B, observation)`, or with encoders of their own `(members, B, observation)`.
     pub(super) observation: Tensor,
-    /// `s ++ a`, `(B, observation + action)`.
-    pub(super) state_action: Tensor,
+    /// What either critic sees there; with gradient to encoders that its loss trains.
+    pub(super) judged: [Tensor; 2],
+    /// What the density network sees there, `(B, observation)`, without gradient.
+    pub(super) weighed: Tensor,
     /// `(B, action)`.
     pub(super) action: Tensor,
     /// `(B)`.
     pub(super) reward: Tensor,
     /// `(B)`.
     pub(super) terminated: Tensor,
-    /// `(B, observation)`.
+    /// What the actors see at `s'`, without gradient.
     pub(super) next_observation: Tensor,
+    /// What either target critic sees there.
+    pub(super) next_judged: [Tensor; 2],
+    /// The images behind all that, where networks learn to see.
+    pub(super) seen: Option<Seen>,
     /// `(B)`: the return that followed, minus infinity where none is known. Only for Cal-QL.
     pub(super) lower_bound: Option<Tensor>,
     /// What the actors answer to `next_observation`, `(members, B, 2 action)`, where it is known. Without gradient.
@@ -72,7 +80,10 @@ impl Batch {
         ];
         let [observation, action, reward, terminated, next_observation] = staging.upload(columns, device)?;
         Ok(Self {
-            state_action: rl::state_action(&observation, &action)?,
+            judged: [observation.clone(), observation.clone()],
+            weighed: observation.clone(),
+            next_judged: [next_observation.clone(), next_observation.clone()],
+            seen: None,
             observation,
             action,
             reward,
@@ -94,9 +105,22 @@ impl Batch {
         self.below.as_ref().map_or_else(|| Ok(action.clone()), |b| actor::executed(&b.next, b.scale, action))
     }
 
-    /// All rows of `batches`, without lower bounds.
+    /// With the lower bound of `other`, of the same rows.
+    pub(super) fn with_bound_of(mut self, other: &Self) -> Self {
+        self.lower_bound.clone_from(&other.lower_bound);
+        self
+    }
+
+    /// `s ++ a` for either critic.
+    pub(super) fn state_action(&self) -> Result<[Tensor; 2]> {
+        for_critics(&self.judged, |observation| rl::state_action(observation, &self.action))
+    }
+
+    /// All rows of `batches`, without lower bounds. What networks see of images has yet to be looked at.
     pub(super) fn cat(batches: &[Self]) -> Result<Self> {
         let join = |column: fn(&Self) -> &Tensor| Tensor::cat(&batches.iter().map(column).collect::<Vec<_>>(), 0);
+        let (observation, next_observation) = (join(|b| &b.observation)?, join(|b| &b.next_observation)?);
+        let seen: Option<Vec<&Seen>> = batches.iter().map(|b| b.seen.as_ref()).collect();
         let below: Option<Vec<&Below>> = batches.iter().map(|b| b.below.as_ref()).collect();
         let join_below = |below: Vec<&Below>| {
             let join =
@@ -108,17 +132,27 @@ impl Batch {
             })
         };
         Ok(Self {
-            observation: join(|b| &b.observation)?,
-            state_action: join(|b| &b.state_action)?,
+            judged: [observation.clone(), observation.clone()],
+            weighed: observation.clone(),
+            next_judged: [next_observation.clone(), next_observation.clone()],
+            seen: seen.filter(|all| !all.is_empty()).map(|all| Seen::cat(&all)).transpose()?,
+            observation,
+            next_observation,
             action: join(|b| &b.action)?,
             reward: join(|b| &b.reward)?,
             terminated: join(|b| &b.terminated)?,
-            next_observation: join(|b| &b.next_observation)?,
             lower_bound: None,
             below: below.filter(|b| !b.is_empty()).map(join_below).transpose()?,
             next_output: None,
         })
     }
+}
+
+/// Rows for either critic out of what it sees; made once where both see the same.
+pub(super) fn for_critics(judged: &[Tensor; 2], rows: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[Tensor; 2]> {
+    let first = rows(&judged[0])?;
+    let second = if judged[0].id() == judged[1].id() { first.clone() } else { rows(&judged[1])? };
+    Ok([first, second])
 }
 
 /// `s ++ a` of a minibatch of which nothing else is needed, `(B, observation + action)`.

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::batch::{Batch, Dims};
+use super::batch::{Batch, Dims, for_critics};
 use super::metrics::{Laps, Timings};
 use super::networks::Networks;
 use super::streams::{Streams, noise, noise_like};
@@ -47,13 +47,14 @@ pub(super) fn pass(
     let critics = [&networks.critic1, &networks.critic2];
     let (q, penalties) = match config.critic_loss {
         CriticLoss::Sac => {
-            let q = critics.map(|stack| stack.forward(&batch.state_action)?.squeeze(2));
+            let [one, two] = batch.state_action()?;
+            let q = [critics[0].forward(&one)?.squeeze(2), critics[1].forward(&two)?.squeeze(2)];
             (q, None)
         }
         CriticLoss::Cql | CriticLoss::CalQl => {
             let draws = Draws::new(networks, config, dims, batch, &mut streams.penalty)?;
-            let [one, two] = critics.map(|stack| draws.penalise(stack, config, dims, batch));
-            let ((q1, p1), (q2, p2)) = (one?, two?);
+            let (q1, p1) = draws.penalise((critics[0], &draws.rows[0]), config, dims, batch)?;
+            let (q2, p2) = draws.penalise((critics[1], &draws.rows[1]), config, dims, batch)?;
             ([Ok(q1), Ok(q2)], Some((p1, p2)))
         }
     };
@@ -91,7 +92,7 @@ fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &
     let Sample { action, log_prob, pre_tanh } =
         tanh_gaussian::draw(&next_output(networks, batch)?, &noise, config.log_std)?;
     let action = batch.executed_next(&action)?;
-    let rows = state_action(&batch.next_observation, &action)?;
+    let rows = for_critics(&batch.next_judged, |observation| state_action(observation, &action))?;
     let targets = [&networks.target1, &networks.target2];
     let members = networks.critic1.members();
     let operator = match config.target_operator {
@@ -112,14 +113,14 @@ fn target(networks: &Networks, config: &LearnerConfig, batch: &Batch, streams: &
         let value = cost.as_ref().map_or(Ok(value.clone()), |cost| value.broadcast_sub(cost))?;
         critic::td_target(&batch.reward, &batch.terminated, &value, entropy, config.discount)
     };
-    if let (TargetOperator::Redq { indices }, false) = (&operator, kernels::take(&rows)) {
+    if let (TargetOperator::Redq { indices }, false) = (&operator, kernels::take(&rows[0])) {
         // Only those that were drawn. A GPU evaluates all: its work then has the same shape in every update.
         let (first, second) = halves(indices, members);
-        let pool = [targets[0].forward_of(&first, &rows)?, targets[1].forward_of(&second, &rows)?];
+        let pool = [chosen(targets[0], &first, &rows[0])?, chosen(targets[1], &second, &rows[1])?];
         return target_of(critic::least(&Tensor::cat(&pool, 0)?.squeeze(2)?, members)?);
     }
-    let [q1, q2] = targets.map(|stack| stack.forward_detached(&rows)?.squeeze(2));
-    let (q1, q2) = (q1?, q2?);
+    let q1 = targets[0].forward_detached(&rows[0])?.squeeze(2)?;
+    let q2 = targets[1].forward_detached(&rows[1])?.squeeze(2)?;
     if cost.is_some() {
         return target_of(critic::next_value(&q1, &q2, &operator)?);
     }
@@ -132,6 +133,15 @@ pub(super) fn next_output(networks: &Networks, batch: &Batch) -> Result<Tensor> 
         Some(known) => Ok(known.clone()),
         None => networks.actor.forward_detached(&batch.next_observation),
     }
+}
+
+/// What the networks `chosen` make of rows that all share or that each has its own of.
+fn chosen(stack: &Stack, chosen: &[usize], rows: &Tensor) -> Result<Tensor> {
+    if rows.rank() == 2 || chosen.is_empty() {
+        return stack.forward_of(chosen, &if rows.rank() == 2 { rows.clone() } else { rows.get(0)? });
+    }
+    let own = chosen.iter().map(|member| rows.get(*member)).collect::<Result<Vec<_>>>()?;
+    stack.forward_of(chosen, &Tensor::stack(&own, 0)?)
 }
 
 /// Places in the pool as members of the first and of the second twin. The least of them does not depend on their order.
@@ -167,8 +177,9 @@ fn policy(
 struct Draws {
     policy_log_prob: Tensor,
     next_log_prob: Tensor,
-    /// The data's own rows, then those of uniform, policy and next-state actions, `((1 + 3 n) B, o + a)`.
-    rows: Tensor,
+    /// For either critic the data's own rows, then those of uniform, policy and next-state actions,
+    /// `((1 + 3 n) B, o + a)`.
+    rows: [Tensor; 2],
     count: usize,
 }
 
@@ -180,15 +191,19 @@ impl Draws {
         batch: &Batch,
         rng: &mut ChaCha8Rng,
     ) -> Result<Self> {
-        let (count, rows) = (config.cql_actions, batch.observation.dim(0)?);
+        let (count, rows) = (config.cql_actions, batch.reward.dim(0)?);
         let now = policy(networks, config, &batch.observation, rng, count)?;
         let next = policy(networks, config, &batch.next_observation, rng, count)?;
         let uniform: Vec<f32> = (0..count * rows * dims.action).map(|_| rng.random_range(-1.0..=1.0)).collect();
         let uniform = Tensor::from_vec(uniform, (count, rows, dims.action), batch.observation.device())?;
-        let at = |action: &Tensor| state_action(&batch.observation, &action.unsqueeze(0)?);
-        let sampled = [at(&uniform)?, at(&now.action)?, at(&next.action)?];
+        let sampled = [uniform.unsqueeze(0)?, now.action.unsqueeze(0)?, next.action.unsqueeze(0)?];
+        let rows = for_critics(&batch.judged, |observation| {
+            let own = state_action(observation, &batch.action)?;
+            let [first, second, third] = sampled.each_ref().map(|action| state_action(observation, action));
+            Tensor::cat(&[&own, &first?, &second?, &third?], own.rank() - 2)
+        })?;
         Ok(Self {
-            rows: Tensor::cat(&[&batch.state_action, &sampled[0], &sampled[1], &sampled[2]], 0)?,
+            rows,
             policy_log_prob: now.log_prob.unsqueeze(0)?,
             next_log_prob: next.log_prob.unsqueeze(0)?,
             count,
@@ -196,9 +211,15 @@ impl Draws {
     }
 
     /// Values at the data's actions, `(members, B)`, and the weighted penalty, `(members)`, in one pass.
-    fn penalise(&self, stack: &Stack, config: &LearnerConfig, dims: Dims, batch: &Batch) -> Result<(Tensor, Tensor)> {
-        let all = stack.forward(&self.rows)?.squeeze(2)?;
-        let batch_rows = batch.observation.dim(0)?;
+    fn penalise(
+        &self,
+        (stack, rows): (&Stack, &Tensor),
+        config: &LearnerConfig,
+        dims: Dims,
+        batch: &Batch,
+    ) -> Result<(Tensor, Tensor)> {
+        let all = stack.forward(rows)?.squeeze(2)?;
+        let batch_rows = batch.reward.dim(0)?;
         let group = |index: usize| {
             let start = (1 + index * self.count) * batch_rows;
             all.narrow(1, start, self.count * batch_rows)?.reshape((stack.members(), self.count, batch_rows))
@@ -222,9 +243,9 @@ impl Draws {
     }
 }
 
-/// `mean_i min(Q1_i, Q2_i)` at rows `s ++ a`, `(rows)`, without gradient: how the ensemble judges.
-pub(super) fn judge(networks: &Networks, rows: &Tensor) -> Result<Tensor> {
-    let q1 = networks.critic1.forward_detached(rows)?.squeeze(2)?;
-    let q2 = networks.critic2.forward_detached(rows)?.squeeze(2)?;
+/// `mean_i min(Q1_i, Q2_i)` at rows `s ++ a` for either critic, `(rows)`, without gradient: how the ensemble judges.
+pub(super) fn judge(networks: &Networks, rows: &[Tensor; 2]) -> Result<Tensor> {
+    let q1 = networks.critic1.forward_detached(&rows[0])?.squeeze(2)?;
+    let q2 = networks.critic2.forward_detached(&rows[1])?.squeeze(2)?;
     pointwise::minimum(&q1, &q2)?.mean(0)
 }

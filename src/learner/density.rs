@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 
-use super::batch::{Dims, upload_state_action};
+use super::batch::Dims;
 use super::metrics::DensityMetrics;
 use super::streams::stream;
 use crate::config::{LearnerConfig, ReplayConfig};
@@ -81,11 +81,14 @@ impl Density {
         (&self.online, &self.offline)
     }
 
-    /// Loss and gradients on the two minibatches drawn last, and priorities of the rows `state_action` (`B`, `s ++ a`).
-    pub(super) fn evaluate(&self, state_action: &Tensor, dims: Dims) -> Result<Evaluation> {
-        let device = state_action.device();
-        let online = upload_state_action(&self.online, dims, device)?;
-        let offline = upload_state_action(&self.offline, dims, device)?;
+    /// [`Density::drawn`], to be changed.
+    pub(super) fn drawn_mut(&mut self) -> [&mut Minibatch; 2] {
+        [&mut self.online, &mut self.offline]
+    }
+
+    /// Loss and gradients on rows `s ++ a` of the two minibatches drawn last, online and offline, and priorities of the
+    /// rows `state_action` (`B`, `s ++ a`).
+    pub(super) fn evaluate(&self, state_action: &Tensor, [online, offline]: [Tensor; 2]) -> Result<Evaluation> {
         let ratios =
             ratio(&self.network.forward(&Tensor::cat(&[&online, &offline], 0)?)?, self.activation)?.flatten_all()?;
         let (count, others) = (online.dim(0)?, offline.dim(0)?);

@@ -12,8 +12,8 @@ use super::update::Learner;
 use crate::clock;
 use crate::config::{DeviceKind, LearnerConfig, ReplayConfig};
 use crate::nn::EnsembleWeights;
-use crate::replay::{Layout, Replay, ReplayError, Store};
-use crate::spaces::StepRecord;
+use crate::replay::{Layout, Replay, ReplayError, Seen, Store};
+use crate::spaces::{FrameShape, StepRecord};
 
 /// Updates that a device makes before it is timed, and timed ones, of which the median counts.
 const UPDATES: (usize, usize) = (2, 5);
@@ -74,8 +74,9 @@ fn time(
 ) -> Result<Duration, LearnerError> {
     let config = LearnerConfig { carry_optimiser: std::path::PathBuf::new(), ..config.clone() };
     let mut learner = Learner::new(weights, dims, &config, replay, 0)?;
-    let rows = config.batch_size.max(1000) as u32;
-    let replay = Replay::new(Some(random_store(dims, rows, 1)?), random_store(dims, rows, 2)?, replay)?;
+    let frame = weights.actor.eyes.as_ref().map(|eyes| eyes.shape);
+    let rows = config.batch_size.max(if frame.is_some() { 64 } else { 1000 }) as u32;
+    let replay = Replay::new(Some(random_store(dims, frame, rows, 1)?), random_store(dims, frame, rows, 2)?, replay)?;
     let replay = Mutex::new(replay);
     for _ in 0..UPDATES.0 {
         learner.update(&replay)?;
@@ -90,20 +91,26 @@ fn time(
     Ok(times[UPDATES.1 / 2])
 }
 
-/// A buffer in memory with random transitions, in episodes of a thousand.
+/// A buffer in memory with random transitions, with images if `frame` is given, in episodes of a thousand.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn random_store(dims: Dims, transitions: u32, seed: u64) -> Result<Store, ReplayError> {
+pub fn random_store(dims: Dims, frame: Option<FrameShape>, transitions: u32, seed: u64) -> Result<Store, ReplayError> {
     let layout = Layout { observation_dim: dims.observation, action_dim: dims.action, schema_hash: 0 };
-    let mut store = Store::in_memory(layout, u64::from(transitions) + 1)?;
+    let mut store = Store::in_memory_with_frames(layout, u64::from(transitions) + 1, frame)?;
+    let mut pixels = vec![0; frame.map_or(0, FrameShape::bytes)];
     let rng = &mut stream(seed, "measurement data");
     for step in 0..transitions {
         let mut record =
             StepRecord { episode: step / 1000, step: step % 1000, reward: rng.random(), ..StepRecord::default() };
         record.observation.extend((0..dims.observation).map(|_| rng.random_range(-1.0..1.0f32)));
         record.action.extend((0..dims.action).map(|_| rng.random_range(-1.0..1.0f32)));
-        store.append(&record)?;
+        if frame.is_some() {
+            rng.fill(&mut pixels[..]);
+            store.append_with_frame(&record, Seen::New { pixels: &pixels, capture_ns: 0 })?;
+        } else {
+            store.append(&record)?;
+        }
     }
     Ok(store)
 }

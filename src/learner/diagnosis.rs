@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::LearnerError;
-use super::batch::{Dims, upload_state_action};
+use super::batch::{Dims, for_critics, upload_state_action};
 use super::critics::judge;
 use super::pretrain::returns_over;
 use super::streams::stream;
@@ -73,7 +73,7 @@ impl Learner {
         let (rows, offline) = {
             let mut replay = lock(replay);
             let offline = offline_reward(&mut replay, &mut rng)?;
-            (newest(&replay, self.config.discount)?, offline)
+            (newest(&replay, self.config.discount, self.eyes.is_some())?, offline)
         };
         if rows.returns.is_empty() {
             return Ok(None);
@@ -85,7 +85,7 @@ impl Learner {
         let (q_mean, return_mean) = (mean(taken), mean(&rows.returns));
         let variance = rows.returns.iter().map(|r| (f64::from(*r) - return_mean).powi(2)).sum::<f64>() / count as f64;
         let js = match offline {
-            Some(_) if probe => divergence(replay, self.dims, &self.device, &mut rng)?,
+            Some(_) if probe => divergence(replay, self.host_dims(), &self.device, &mut rng)?,
             _ => None,
         };
         Ok(Some(Diagnosis {
@@ -106,11 +106,18 @@ impl Learner {
     /// Values of the actions taken, then of random ones in the same states.
     fn values(&self, rows: &Rows, rng: &mut ChaCha8Rng) -> TensorResult<Vec<f32>> {
         let count = rows.returns.len();
-        let states = Tensor::from_slice(&rows.observations, (count, self.dims.observation), &self.device)?;
+        let states = Tensor::from_slice(&rows.observations, (count, self.host_dims().observation), &self.device)?;
+        let judged = match &self.eyes {
+            Some(eyes) => eyes.stored(&rows.frames, &states)?.1,
+            None => [states.clone(), states],
+        };
         let taken = Tensor::from_slice(&rows.actions, (count, self.dims.action), &self.device)?;
         let random: Vec<f32> = (0..count * self.dims.action).map(|_| rng.random_range(-1.0..=1.0)).collect();
         let random = Tensor::from_vec(random, (count, self.dims.action), &self.device)?;
-        let rows = Tensor::cat(&[&state_action(&states, &taken)?, &state_action(&states, &random)?], 0)?;
+        let rows = for_critics(&judged, |states| {
+            let (taken, random) = (state_action(states, &taken)?, state_action(states, &random)?);
+            Tensor::cat(&[&taken, &random], taken.rank() - 2)
+        })?;
         judge(&self.networks, &rows)?.to_vec1()
     }
 }
@@ -122,11 +129,12 @@ struct Rows {
     actions: Vec<f32>,
     rewards: Vec<f32>,
     returns: Vec<f32>,
+    frames: Vec<u8>,
 }
 
 /// The newest online steps. An episode that began before them is as good as one that begins with them: a return looks
 /// forward only.
-fn newest(replay: &Replay, discount: f64) -> Result<Rows, ReplayError> {
+fn newest(replay: &Replay, discount: f64, with_frames: bool) -> Result<Rows, ReplayError> {
     let (store, mut rows) = (replay.online(), Rows::default());
     if store.is_empty() {
         return Ok(rows);
@@ -146,6 +154,9 @@ fn newest(replay: &Replay, discount: f64) -> Result<Rows, ReplayError> {
         rows.actions.extend_from_slice(&record.action);
         rows.rewards.push(record.reward);
         rows.returns.push(value);
+        if with_frames {
+            rows.frames.extend_from_slice(store.frame(sequence)?.2);
+        }
     }
     Ok(rows)
 }

@@ -86,6 +86,8 @@ pub(super) fn ages(minibatches: &[Minibatch], replay: &Replay) -> [f32; AGES] {
 pub struct Timings {
     /// Drawing minibatches and noise, writing priorities, copies to the device.
     pub sampling: Duration,
+    /// Looking at images: forward passes of the encoders. Their gradients count to the losses that ask for them.
+    pub encoder: Duration,
     /// Density-ratio network: loss, gradients and priorities.
     pub density: Duration,
     /// Bootstrapped targets.

@@ -19,6 +19,8 @@ mod critics;
 mod density;
 mod device;
 mod diagnosis;
+mod eyes;
+mod features;
 mod metrics;
 mod networks;
 mod persist;

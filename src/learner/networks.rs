@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
 use super::LearnerError;
 use super::actors::ActorPass;
 use super::batch::Dims;
+use super::eyes::{Eyes, network_dims};
 use crate::config::{DeviceKind, LearnerConfig, TemperatureForm};
 use crate::kernels;
 use crate::nn::{Adam, AdamSettings, AdamState, EnsembleWeights, Stack, StackWeights, pointwise, polyak};
@@ -117,26 +118,26 @@ impl Optimisers {
     pub(super) fn step_critics(
         &mut self,
         networks: &Networks,
-        mut gradients: GradStore,
+        gradients: &mut GradStore,
         multipliers: Option<&GradStore>,
         config: &LearnerConfig,
     ) -> TensorResult<()> {
         let critics = [&networks.critic1, &networks.critic2];
         if config.shared_head {
-            Stack::share_last_layer(&critics, &mut gradients)?;
+            Stack::share_last_layer(&critics, gradients)?;
         }
         if config.gradient_clip > 0.0 {
-            critics.iter().try_for_each(|critic| critic.limit_norm(&mut gradients, config.gradient_clip))?;
+            critics.iter().try_for_each(|critic| critic.limit_norm(gradients, config.gradient_clip))?;
         }
-        self.critic1.step(&gradients)?;
-        self.critic2.step(&gradients)?;
+        self.critic1.step(gradients)?;
+        self.critic2.step(gradients)?;
         multipliers.map_or(Ok(()), |gradients| self.multiplier.step(gradients))
     }
 
     pub(super) fn step_actors(
         &mut self,
         networks: &Networks,
-        mut pass: ActorPass,
+        pass: &mut ActorPass,
         config: &LearnerConfig,
     ) -> TensorResult<()> {
         if config.gradient_clip > 0.0 {
@@ -171,17 +172,22 @@ pub(super) struct Before {
 }
 
 impl Before {
-    pub(super) fn of(networks: &Networks, optimisers: &Optimisers) -> TensorResult<Self> {
+    pub(super) fn of(networks: &Networks, optimisers: &Optimisers, eyes: Option<&Eyes>) -> TensorResult<Self> {
         let copy = |var: Var| var.as_detached_tensor().copy().map(|copy| (var, copy));
+        let vars = networks.vars().into_iter().chain(eyes.map_or_else(Vec::new, Eyes::vars));
+        let own = eyes.into_iter().flat_map(|eyes| eyes.optimisers.iter().map(|(_, adam)| adam));
+        let adams = optimisers.named().into_iter().map(|(_, adam)| adam).chain(own);
         Ok(Self {
-            vars: networks.vars().into_iter().map(copy).collect::<TensorResult<_>>()?,
-            states: optimisers.named().iter().map(|(_, adam)| adam.state()).collect::<TensorResult<_>>()?,
+            vars: vars.map(copy).collect::<TensorResult<_>>()?,
+            states: adams.map(Adam::state).collect::<TensorResult<_>>()?,
         })
     }
 
-    pub(super) fn restore(&self, optimisers: &mut Optimisers) -> TensorResult<()> {
+    pub(super) fn restore(&self, optimisers: &mut Optimisers, eyes: Option<&mut Eyes>) -> TensorResult<()> {
         self.vars.iter().try_for_each(|(var, copy)| var.set(copy))?;
-        optimisers.named_mut().into_iter().zip(&self.states).try_for_each(|((_, adam), state)| adam.restore(state))
+        let own = eyes.into_iter().flat_map(|eyes| eyes.optimisers.iter_mut().map(|(_, adam)| adam));
+        let adams = optimisers.named_mut().into_iter().map(|(_, adam)| adam).chain(own);
+        adams.zip(&self.states).try_for_each(|(adam, state)| adam.restore(state))
     }
 }
 
@@ -207,8 +213,10 @@ pub(super) fn device(kind: DeviceKind) -> Result<Device, LearnerError> {
     }
 }
 
-/// Whether the networks fit each other and `dims`, and hold only numbers. One actor may have any number of twins.
+/// Whether the networks fit each other and a robot of `dims`, and hold only numbers. One actor may have any number of
+/// twins.
 pub(super) fn check(weights: &EnsembleWeights, dims: Dims) -> Result<(), LearnerError> {
+    let dims = network_dims(weights.actor.eyes.as_ref(), dims);
     let (actor, input) = (&weights.actor.stack, dims.observation + dims.action);
     let mut stacks = vec![
         ("actor", actor, ends(actor, dims.observation, 2 * dims.action)),

@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use super::LearnerError;
 use super::batch::Dims;
 use super::checkpoint::{self, CheckpointError, Parts};
+use super::eyes::{Eyes, network_dims};
 use super::networks::{Networks, Optimisers, check, device};
 use super::streams::Streams;
 use super::tensors::{ArrayError, Arrays};
-use super::update::Learner;
-use crate::config::{LearnerConfig, OutputActivation, ReplayConfig, SamplerKind, TemperatureForm};
-use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack, StackWeights};
+use super::update::{Learner, rates};
+use crate::config::{LearnerConfig, OutputActivation, ReplayConfig, SamplerKind, TemperatureForm, TrunkKind};
+use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, Stack, StackWeights, encoder_tensors};
 use crate::policy::manifest::Residual;
 use crate::policy::residual::Frozen;
 use crate::replay::ReplayState;
@@ -28,7 +29,7 @@ pub(super) const NETWORKS: &str = "networks.safetensors";
 pub(super) const OPTIMISERS: &str = "optimisers.safetensors";
 pub(super) const STATE: &str = "state.bin";
 /// Version of the three parts together.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 const OPTIMISER_COUNT: usize = 5;
 
@@ -42,6 +43,10 @@ struct State {
     /// Steps of the optimisers in the order of [`Optimisers::named`].
     steps: [u64; OPTIMISER_COUNT],
     density: Option<DensityState>,
+    /// Steps of the encoders' optimisers.
+    encoder_steps: Vec<u64>,
+    /// Without it the encoders have no meaning.
+    trunk: TrunkKind,
     /// Without it the actors have no meaning.
     residual: Option<Residual>,
     replay: ReplayState,
@@ -76,6 +81,8 @@ impl Learner {
             temperature_form: self.config.temperature_form,
             steps: std::array::from_fn(|index| steps[index]),
             density,
+            encoder_steps: self.eyes.iter().flat_map(|e| &e.optimisers).map(|(_, adam)| adam.steps()).collect(),
+            trunk: self.eyes.as_ref().map_or(TrunkKind::None, |_| self.config.trunk),
             residual: self.base.as_ref().map(|base| base.residual().clone()),
             replay: *replay,
         };
@@ -95,6 +102,14 @@ impl Learner {
     pub(super) fn arrays(&self) -> Result<(Arrays, Arrays, Vec<u64>), LearnerError> {
         let weights = self.weights()?;
         let mut networks = Arrays::default();
+        for (name, (shape, values)) in encoder_tensors(&weights) {
+            networks.put(name, shape, values);
+        }
+        if let Some((_, density)) = self.eyes.iter().flat_map(Eyes::named).find(|(name, _)| *name == "trunk density") {
+            let flat = density.vars()[0].flatten_all().and_then(|v| v.to_vec1::<f32>());
+            let flat = flat.map_err(LearnerError::tensor("copy an encoder"))?;
+            networks.put("trunk density".into(), vec![flat.len()], flat);
+        }
         networks.put_stack("actor", weights.actor.stack);
         networks.put_stack("critic1", weights.critic1);
         networks.put_stack("critic2", weights.critic2);
@@ -118,8 +133,12 @@ impl Learner {
             );
         }
         let (mut optimisers, mut steps) = (Arrays::default(), Vec::new());
-        for (name, adam) in
-            self.optimisers.named().into_iter().chain(self.density.as_ref().map(|d| ("density", &d.optimiser)))
+        for (name, adam) in self
+            .optimisers
+            .named()
+            .into_iter()
+            .chain(self.density.as_ref().map(|d| ("density", &d.optimiser)))
+            .chain(self.eyes.iter().flat_map(|eyes| eyes.optimisers.iter().map(|(name, adam)| (*name, adam))))
         {
             let state = adam.state().map_err(LearnerError::tensor("copy an optimiser"))?;
             steps.push(state.step);
@@ -147,10 +166,11 @@ impl Learner {
     ) -> Result<(Self, ReplayState), LearnerError> {
         let parts = Parts::read(dir, &[NETWORKS, OPTIMISERS, STATE])?;
         let state = decode_state(&parts)?;
-        let mut networks = decode_arrays(&parts, NETWORKS)?;
+        let mut arrays = decode_arrays(&parts, NETWORKS)?;
         let Saved { weights, parameter, multipliers, anchor, density } =
-            take_networks(&mut networks, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
+            take_networks(&mut arrays, config, state.density.is_some()).map_err(|e| refuse(&parts, NETWORKS, e))?;
         let changed = [
+            ("learner.trunk", state.trunk != if weights.actor.eyes.is_some() { config.trunk } else { TrunkKind::None }),
             ("replay.sampler", state.density.is_some() != (replay.sampler == SamplerKind::Balanced)),
             ("policy.base", state.residual.as_ref() != base.as_ref().map(Frozen::residual)),
             ("learner.temperature_form", state.temperature_form != config.temperature_form),
@@ -171,7 +191,15 @@ impl Learner {
         if let (Some(anchor), Some(saved)) = (&mut networks.anchor, anchor) {
             anchor.actor = stack(saved).map_err(LearnerError::tensor("build the anchor"))?.with_threads(config.threads);
         }
-        let mut learner = Self::around(networks, density, dims, config, replay, 0, device)
+        let mut eyes = Eyes::new(&weights, config, rates(config), (density.is_some(), 0), &device)?;
+        if let Some((_, trunk)) = eyes.iter().flat_map(Eyes::named).find(|(name, _)| *name == "trunk density") {
+            let flat = arrays.take("trunk density").map_err(|e| refuse(&parts, NETWORKS, e))?;
+            let var = &trunk.vars()[0];
+            let fill = Tensor::from_vec(flat, var.shape(), &device).and_then(|flat| var.set(&flat));
+            fill.map_err(|e| parts.unusable(NETWORKS, &e))?;
+        }
+        let dims = network_dims(weights.actor.eyes.as_ref(), dims);
+        let mut learner = Self::around((networks, eyes.take()), density, dims, config, replay, 0, device)
             .map_err(LearnerError::tensor("build the optimisers"))?
             .on_base(base);
         let mut moments = decode_arrays(&parts, OPTIMISERS)?;
@@ -180,6 +208,11 @@ impl Learner {
             adam.restore(&moments).map_err(|e| parts.unusable(OPTIMISERS, &e).into())
         };
         for ((name, adam), step) in learner.optimisers.named_mut().into_iter().zip(state.steps) {
+            restore(name, adam, step)?;
+        }
+        for ((name, adam), step) in
+            learner.eyes.iter_mut().flat_map(|eyes| &mut eyes.optimisers).zip(state.encoder_steps)
+        {
             restore(name, adam, step)?;
         }
         if let (Some(density), Some(saved)) = (&mut learner.density, state.density) {
@@ -241,12 +274,14 @@ struct Saved {
 }
 
 fn take_networks(arrays: &mut Arrays, config: &LearnerConfig, with_density: bool) -> Result<Saved, ArrayError> {
+    let (eyes, encoder) = arrays.take_encoders()?;
     let weights = EnsembleWeights {
-        actor: ActorWeights { stack: arrays.take_stack("actor")?, log_std: config.log_std },
+        actor: ActorWeights { stack: arrays.take_stack("actor")?, log_std: config.log_std, eyes },
         critic1: arrays.take_stack("critic1")?,
         critic2: arrays.take_stack("critic2")?,
         targets: Some((arrays.take_stack("target1")?, arrays.take_stack("target2")?)),
         log_alpha: None,
+        encoder,
     };
     let parameter = arrays.take("temperature_parameter")?;
     let parameter = *parameter.first().ok_or_else(|| ArrayError::Missing("temperature_parameter".into()))?;

@@ -4,10 +4,11 @@ use candle_core::Device;
 
 use super::LearnerError;
 use super::batch::Dims;
+use super::eyes::{network_dims, new_encoders};
 use super::networks::{check, widths};
 use super::streams::stream;
 use crate::config::{LayerNorm, LearnerConfig, Start, TargetKind};
-use crate::nn::{ActorWeights, EnsembleWeights, Init, Stack, StackWeights};
+use crate::nn::{ActorWeights, Encoders, EnsembleWeights, Eyes, Init, Stack, StackWeights};
 
 /// The members that `config` asks for, out of `given` or new ones of its shape, checked against every setting that
 /// speaks of networks.
@@ -41,6 +42,11 @@ pub(super) fn weights(
     };
     if !config.carry_targets {
         weights.targets = None;
+        match &mut weights.encoder {
+            Some(Encoders::Shared { target }) => *target = None,
+            Some(Encoders::Separate { targets, .. }) => *targets = None,
+            None => {}
+        }
     }
     if !config.carry_temperature {
         weights.log_alpha = None;
@@ -51,12 +57,34 @@ pub(super) fn weights(
 
 fn chosen(given: &EnsembleWeights, members: usize, actors: usize) -> EnsembleWeights {
     EnsembleWeights {
-        actor: ActorWeights { stack: given.actor.stack.first(actors), log_std: given.actor.log_std },
+        actor: ActorWeights {
+            stack: given.actor.stack.first(actors),
+            log_std: given.actor.log_std,
+            eyes: eyes(given, actors),
+        },
         critic1: given.critic1.first(members),
         critic2: given.critic2.first(members),
         targets: given.targets.as_ref().map(|(one, two)| (one.first(members), two.first(members))),
         log_alpha: given.log_alpha,
+        encoder: encoders(given, members),
     }
+}
+
+/// The encoders of the first `actors`.
+fn eyes(given: &EnsembleWeights, actors: usize) -> Option<Eyes> {
+    let mut eyes = given.actor.eyes.clone()?;
+    eyes.encoders.truncate(actors.max(1));
+    Some(eyes)
+}
+
+/// The encoders of the first `members`.
+fn encoders(given: &EnsembleWeights, members: usize) -> Option<Encoders> {
+    let mut encoders = given.encoder.clone()?;
+    if let Encoders::Separate { critic1, critic2, targets } = &mut encoders {
+        let targets = targets.iter_mut().flat_map(|(one, two)| [one, two]);
+        [critic1, critic2].into_iter().chain(targets).for_each(|own| own.truncate(members));
+    }
+    Some(encoders)
 }
 
 /// New networks with the hidden widths of the given ones.
@@ -79,6 +107,19 @@ fn scratch(
             .and_then(|stack| stack.to_weights())
             .map_err(LearnerError::tensor("make new networks"))
     };
+    let eyes = given.actor.eyes.as_ref().map(|eyes| {
+        let channels =
+            eyes.encoders.first().map_or_else(Vec::new, |e| e.convolutions.iter().map(|c| c.outputs).collect());
+        let like = LearnerConfig {
+            trunk_channels: channels,
+            trunk_features: eyes.features(),
+            proprioception: eyes.proprioception,
+            ..config.clone()
+        };
+        new_encoders(eyes.shape, eyes.observation_dim, members, &like, seed)
+    });
+    let (eyes, encoder) = eyes.transpose()?.flatten().unzip();
+    let dims = network_dims(eyes.as_ref(), dims);
     let inputs = dims.observation + dims.action;
     let actor = new("learner scratch actor", &given.actor.stack, actors, dims.observation, 2 * dims.action)?;
     let mut critic1 = new("learner scratch critic 1", &given.critic1, members, inputs, 1)?;
@@ -88,8 +129,8 @@ fn scratch(
         critic1.take_head(&first);
         critic2.take_head(&first);
     }
-    let actor = ActorWeights { stack: actor, log_std: config.log_std };
-    Ok(EnsembleWeights { actor, critic1, critic2, targets: None, log_alpha: None })
+    let actor = ActorWeights { stack: actor, log_std: config.log_std, eyes };
+    Ok(EnsembleWeights { actor, critic1, critic2, targets: None, log_alpha: None, encoder })
 }
 
 /// What the settings say about networks, against the networks.
@@ -146,6 +187,7 @@ mod tests {
             critic2: critic.clone(),
             targets: Some((critic.clone(), critic)),
             log_alpha: Some(-1.0),
+            encoder: None,
         };
         let mut config = LearnerConfig::default();
         change(&mut config);

@@ -31,6 +31,8 @@ pub(super) struct Streams {
     pub(super) subset: ChaCha8Rng,
     /// Sampled actions of the conservative penalty.
     pub(super) penalty: ChaCha8Rng,
+    /// By how much images are moved.
+    pub(super) crops: ChaCha8Rng,
 }
 
 impl Streams {
@@ -42,6 +44,7 @@ impl Streams {
             temperature_noise: stream(seed, "learner temperature noise"),
             subset: stream(seed, "learner critic subset"),
             penalty: stream(seed, "learner penalty actions"),
+            crops: stream(seed, "learner crops"),
         }
     }
 }

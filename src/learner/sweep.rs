@@ -10,16 +10,27 @@ use candle_core::{Device, Result as TensorResult, Tensor};
 use super::LearnerError;
 use super::actors::ACTION_CLIP;
 use super::batch::Dims;
+use super::eyes::Eyes;
 use super::networks::Networks;
 use super::update::lock;
 use crate::config::{LearnerConfig, ReplayConfig};
 use crate::nn::tanh_gaussian;
-use crate::replay::{Replay, Store};
+use crate::replay::{Replay, ReplayError, Store};
 use crate::rl::trajectory;
 use crate::spaces::{Source, StepRecord};
 
 /// Rows that are read, evaluated and written at once.
 const BLOCK: usize = 4096;
+/// As many with images.
+const FRAME_BLOCK: usize = 256;
+
+/// What is read at once.
+#[derive(Default)]
+struct Rows {
+    observations: Vec<f32>,
+    actions: Vec<f32>,
+    frames: Vec<u8>,
+}
 
 /// Settings of the sweeps.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +60,7 @@ impl Sweeps {
     /// Gives every transition the weight of its trajectory as its priority.
     pub(super) fn run(
         self,
-        networks: &Networks,
+        (networks, eyes): (&Networks, Option<&Eyes>),
         config: &LearnerConfig,
         dims: Dims,
         replay: &Mutex<Replay>,
@@ -59,12 +70,12 @@ impl Sweeps {
         for source in [Source::Offline, Source::Online] {
             let (mut from, mut goes_on) = (1, false);
             loop {
-                let mut rows = (Vec::new(), Vec::new());
-                from = seen.read(&lock(replay), source, from, &mut goes_on, &mut rows);
-                if rows.1.is_empty() {
+                let mut rows = Rows::default();
+                from = seen.read(&lock(replay), source, from, &mut goes_on, &mut rows, eyes.is_some())?;
+                if rows.actions.is_empty() {
                     break;
                 }
-                let log_prob = log_prob(networks, config, dims, rows, device)
+                let log_prob = log_prob((networks, eyes), config, dims, &rows, device)
                     .map_err(LearnerError::tensor("weigh trajectories"))?;
                 seen.log_prob.extend(log_prob);
             }
@@ -90,15 +101,17 @@ impl Seen {
         source: Source,
         from: u64,
         goes_on: &mut bool,
-        rows: &mut (Vec<f32>, Vec<f32>),
-    ) -> u64 {
-        let Some(store) = side(replay, source) else { return from };
+        rows: &mut Rows,
+        with_frames: bool,
+    ) -> Result<u64, ReplayError> {
+        let Some(store) = side(replay, source) else { return Ok(from) };
+        let most = if with_frames { FRAME_BLOCK } else { BLOCK };
         let (mut record, mut count) = (StepRecord::default(), 0);
         let first = from.max(store.first_sequence());
         *goes_on &= first == from;
         for sequence in first..=store.last_sequence() {
-            if count == BLOCK {
-                return sequence;
+            if count == most {
+                return Ok(sequence);
             }
             let found = store.is_sampleable(store.slot(sequence)) && store.record(sequence, &mut record).is_ok();
             if found {
@@ -107,13 +120,16 @@ impl Seen {
                 }
                 self.source.push(source);
                 self.sequence.push(sequence);
-                rows.0.extend_from_slice(&record.observation);
-                rows.1.extend_from_slice(&record.action);
+                rows.observations.extend_from_slice(&record.observation);
+                rows.actions.extend_from_slice(&record.action);
+                if with_frames {
+                    rows.frames.extend_from_slice(store.frame(sequence)?.2);
+                }
                 count += 1;
             }
             *goes_on = found;
         }
-        store.last_sequence() + 1
+        Ok(store.last_sequence() + 1)
     }
 }
 
@@ -134,15 +150,19 @@ fn still_there(replay: &Replay, source: Source, sequence: u64) -> Option<u32> {
 
 /// `log pi(a|s)` of the ensemble policy.
 fn log_prob(
-    networks: &Networks,
+    (networks, eyes): (&Networks, Option<&Eyes>),
     config: &LearnerConfig,
     dims: Dims,
-    (observation, action): (Vec<f32>, Vec<f32>),
+    rows: &Rows,
     device: &Device,
 ) -> TensorResult<Vec<f32>> {
-    let rows = action.len() / dims.action;
-    let observation = Tensor::from_vec(observation, (rows, dims.observation), device)?;
-    let action = Tensor::from_vec(action, (rows, dims.action), device)?;
+    let count = rows.actions.len() / dims.action;
+    let observation = Tensor::from_slice(&rows.observations, (count, rows.observations.len() / count), device)?;
+    let observation = match eyes {
+        Some(eyes) => eyes.stored(&rows.frames, &observation)?.0,
+        None => observation,
+    };
+    let action = Tensor::from_slice(&rows.actions, (count, dims.action), device)?;
     let (mean, std) = tanh_gaussian::moments(&networks.actor.forward_detached(&observation)?, config.log_std)?;
     tanh_gaussian::log_prob_of(&mean, &std, &action, ACTION_CLIP)?.to_vec1()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
-use crate::nn::{LayerWeights, StackWeights};
+use crate::nn::{Encoders, Eyes, LayerWeights, StackWeights};
 
 /// One array, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,6 +105,12 @@ impl Arrays {
             stack.members = members;
             stack.layers.push(LayerWeights { inputs, outputs, weight: weight.values, bias, layer_norm });
         }
+    }
+
+    /// Takes out the encoders that [`encoder_tensors`](crate::nn::encoder_tensors) gave.
+    pub(super) fn take_encoders(&mut self) -> Result<(Option<Eyes>, Option<Encoders>), ArrayError> {
+        let take = |name: &str| self.0.remove(name).map(|array| (array.shape, array.values));
+        crate::nn::take_encoders(take).map_err(ArrayError::Missing)
     }
 
     /// The arrays as a safetensors file.

@@ -11,9 +11,10 @@ use candle_core::{Device, Result as TensorResult, Tensor};
 
 use super::LearnerError;
 use super::actors::{self, ActorPass};
-use super::batch::{Batch, Below, Dims};
+use super::batch::{Batch, Below, Dims, upload_state_action};
 use super::critics::{self, CriticPass};
 use super::density::{Density, Evaluation};
+use super::eyes::{Eyes, Trunks, network_dims};
 use super::metrics::{Laps, Timings, UpdateMetrics, ages};
 use super::networks::{Before, Networks, Optimisers, device, temperature_parameter};
 use super::pretrain::moments;
@@ -26,10 +27,12 @@ use crate::kernels::Staging;
 use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
 use crate::policy::residual::Frozen;
 use crate::replay::Replay;
+use crate::rl::state_action;
 use crate::spaces::{Minibatch, Source};
 
 /// Actors and twin critics of every member, their targets, optimisers, random streams and counters.
 pub struct Learner {
+    /// Of the networks.
     pub(super) dims: Dims,
     pub(super) config: LearnerConfig,
     pub(super) sampler: SamplerKind,
@@ -40,6 +43,8 @@ pub struct Learner {
     pub(super) density: Option<Density>,
     pub(super) streams: Streams,
     pub(super) updates: u64,
+    /// What the networks see images with.
+    pub(super) eyes: Option<Eyes>,
     /// What the actors stand on when they are a residual.
     pub(super) base: Option<Frozen>,
     /// One for every critic step.
@@ -81,7 +86,10 @@ impl Learner {
         let parameter = temperature_parameter(&weights, config);
         let networks =
             Networks::new(&weights, parameter, config, &device).map_err(LearnerError::tensor("build the networks"))?;
-        let mut learner = Self::around(networks, None, dims, config, replay, seed, device)
+        let eyes =
+            Eyes::new(&weights, config, rates(config), (replay.sampler == SamplerKind::Balanced, seed), &device)?;
+        let dims = network_dims(weights.actor.eyes.as_ref(), dims);
+        let mut learner = Self::around((networks, eyes), None, dims, config, replay, seed, device)
             .map_err(LearnerError::tensor("build the optimisers"))?;
         if !config.carry_optimiser.as_os_str().is_empty() {
             let states = moments(&config.carry_optimiser, &weights, &learner.networks)?;
@@ -97,6 +105,12 @@ impl Learner {
         self
     }
 
+    /// Of the robot.
+    pub(super) fn host_dims(&self) -> Dims {
+        let observation = self.eyes.as_ref().map_or(self.dims.observation, |eyes| eyes.observation);
+        Dims { observation, ..self.dims }
+    }
+
     /// Goes on from the networks of `weights`, chosen as at a start from a bundle, with fresh optimisers; the count of
     /// updates, the random streams, the density network and the base stay. On an error nothing has changed.
     ///
@@ -104,17 +118,28 @@ impl Learner {
     /// As [`Learner::new`].
     pub fn adopt(&mut self, weights: &EnsembleWeights) -> Result<(), LearnerError> {
         let config = LearnerConfig { start: Start::Bundle, ..self.config.clone() };
-        let weights = start::weights(weights, self.dims, &config, 0)?;
+        let weights = start::weights(weights, self.host_dims(), &config, 0)?;
+        let eyes = Eyes::new(&weights, &config, rates(&config), (self.density.is_some(), 0), &self.device)?;
+        if let (Some(new), Some(old)) = (&eyes, &self.eyes) {
+            new.keep_density_of(old).map_err(LearnerError::tensor("keep the encoder of the density network"))?;
+        }
+        if eyes.is_some() != self.eyes.is_some()
+            || network_dims(weights.actor.eyes.as_ref(), self.host_dims()) != self.dims
+        {
+            let reason = "the networks see other things than those before".into();
+            return Err(LearnerError::Setting { key: "learner.trunk", reason });
+        }
         let parameter = temperature_parameter(&weights, &config);
         let made = Networks::new(&weights, parameter, &config, &self.device)
             .and_then(|networks| Ok((Optimisers::new(&networks, &config)?, networks)));
         (self.optimisers, self.networks) = made.map_err(LearnerError::tensor("build the networks"))?;
+        self.eyes = eyes;
         Ok(())
     }
 
     /// Fresh optimisers and streams around `networks`; a density network is made when one is needed and none given.
     pub(super) fn around(
-        networks: Networks,
+        (networks, eyes): (Networks, Option<Eyes>),
         density: Option<Stack>,
         dims: Dims,
         config: &LearnerConfig,
@@ -127,6 +152,10 @@ impl Learner {
             (SamplerKind::Balanced, None) => Some(Density::new(dims, config, replay, seed, &device)?),
             _ => None,
         };
+        let density = density.map(|mut density| {
+            density.drawn_mut().into_iter().for_each(|minibatch| *minibatch = drawn_with(eyes.as_ref()));
+            density
+        });
         Ok(Self {
             dims,
             config: config.clone(),
@@ -138,7 +167,8 @@ impl Learner {
             streams: Streams::new(seed),
             updates: 0,
             base: None,
-            minibatches: vec![Minibatch::default(); config.critic_steps.max(1)],
+            minibatches: vec![drawn_with(eyes.as_ref()); config.critic_steps.max(1)],
+            eyes,
             staging: Staging::default(),
             returns: (config.critic_loss == CriticLoss::CalQl).then(|| Returns::new(config.discount)),
             sweeps: (replay.sampler == SamplerKind::Trajectory).then(|| replay.into()),
@@ -166,13 +196,16 @@ impl Learner {
         // One critic step beside the actors' is made after all losses are known.
         let steps_before_last_loss = self.config.critic_steps > 1 || self.config.order != Order::Joint;
         let before = if steps_before_last_loss {
-            Some(Before::of(&self.networks, &self.optimisers).map_err(tensor("copy the networks"))?)
+            Some(
+                Before::of(&self.networks, &self.optimisers, self.eyes.as_ref())
+                    .map_err(tensor("copy the networks"))?,
+            )
         } else {
             None
         };
         let result = self.attempt(replay);
         if let (Err(_), Some(before)) = (&result, before) {
-            before.restore(&mut self.optimisers).map_err(tensor("take a failed update back"))?;
+            before.restore(&mut self.optimisers, self.eyes.as_mut()).map_err(tensor("take a failed update back"))?;
         }
         result
     }
@@ -181,29 +214,47 @@ impl Learner {
         let tensor = LearnerError::tensor;
         let mut laps = Laps::start();
         if let Some(sweeps) = self.sweeps.filter(|sweeps| self.updates.is_multiple_of(sweeps.every)) {
-            sweeps.run(&self.networks, &self.config, self.dims, replay, &self.device)?;
+            sweeps.run((&self.networks, self.eyes.as_ref()), &self.config, self.dims, replay, &self.device)?;
         }
         let mut drawn = self.draw(replay)?;
         laps.add_to(&mut self.timings.sampling);
-        let density = match &self.density {
-            Some(density) if drawn.weigh => Some(
-                density.evaluate(&drawn.all.state_action, self.dims).map_err(tensor("evaluate the density ratio"))?,
-            ),
-            _ => None,
-        };
+        let learns_to_see = self.eyes.as_ref().is_some_and(Eyes::learning);
+        let alone = drawn.batches.len() == 1;
+        if learns_to_see {
+            self.look(&mut drawn.all)?;
+            laps.add_to(&mut self.timings.encoder);
+        }
+        if learns_to_see && alone {
+            drawn.batches[0] = drawn.all.clone().with_bound_of(&drawn.batches[0]);
+        }
+        let density =
+            if drawn.weigh { self.weigh(&drawn.all).map_err(tensor("evaluate the density ratio"))? } else { None };
         laps.add_to(&mut self.timings.density);
-        if !self.config.zero_gradient_adam {
+        if !self.config.zero_gradient_adam && !learns_to_see {
             self.foresee(&mut drawn).map_err(tensor("evaluate the actors"))?;
         }
         laps.add_to(&mut self.timings.target);
-        let Some((last, before)) = drawn.batches.split_last() else { return Ok(UpdateMetrics::default()) };
+        let Some((last, before)) = drawn.batches.split_last_mut() else { return Ok(UpdateMetrics::default()) };
         for batch in before {
+            if learns_to_see {
+                self.look(batch)?;
+                laps.add_to(&mut self.timings.encoder);
+            }
             let critics = self.critic_pass(batch, &mut laps)?;
             self.refuse_infinities(&[("critic loss", &critics.loss)])?;
             self.step_critics(critics, true, &mut laps)?;
         }
-        let rows = if self.config.actor_batch == ActorBatch::All { &drawn.all } else { last };
+        if learns_to_see && !alone {
+            self.look(last)?;
+            laps.add_to(&mut self.timings.encoder);
+        }
         let critics = self.critic_pass(last, &mut laps)?;
+        let rows = if self.config.actor_batch == ActorBatch::All && !alone { &mut drawn.all } else { last };
+        if learns_to_see && !alone && self.config.order == Order::Joint {
+            // The encoders have moved since all rows were looked at.
+            self.look(rows)?;
+            laps.add_to(&mut self.timings.encoder);
+        }
         let mut metrics = self.critic_metrics(&critics, density.as_ref())?;
         let actors = if self.config.order == Order::Joint {
             let actors = self.actor_pass(rows, &mut laps)?;
@@ -213,6 +264,10 @@ impl Learner {
             actors
         } else {
             self.step_critics(critics, true, &mut laps)?;
+            if learns_to_see {
+                self.look(rows)?;
+                laps.add_to(&mut self.timings.encoder);
+            }
             let actors = self.actor_pass(rows, &mut laps)?;
             self.actor_metrics(&actors, &mut metrics)?;
             self.write_priorities(replay, density.as_ref(), &mut laps)?;
@@ -221,7 +276,7 @@ impl Learner {
             }
             actors
         };
-        self.step_actors(actors, density.as_ref()).map_err(tensor("step the optimisers"))?;
+        self.step_actors(actors, density).map_err(tensor("step the optimisers"))?;
         laps.add_to(&mut self.timings.optimiser);
         (metrics.age_shares, metrics.left_out_rows) = (drawn.ages, drawn.left_out);
         self.updates += 1;
@@ -244,16 +299,51 @@ impl Learner {
             _ => false,
         };
         let ages = ages(&self.minibatches, &locked);
-        drop(locked);
+        if let Some(Eyes { trunks: Trunks::Frozen { features }, .. }) = &mut self.eyes {
+            let own = self.density.as_mut().filter(|_| weigh).map(Density::drawn_mut).into_iter().flatten();
+            let mut all: Vec<&mut Minibatch> = self.minibatches.iter_mut().chain(own).collect();
+            features.find(&locked, &all)?;
+            drop(locked);
+            features.put(&mut all).map_err(LearnerError::tensor("encode images"))?;
+        } else {
+            drop(locked);
+        }
         let mut batches = Vec::with_capacity(self.minibatches.len());
         for (minibatch, bound) in self.minibatches.iter().zip(bounds) {
-            let batch = Batch::upload(minibatch, bound, self.dims, &mut self.staging, &self.device);
-            let mut batch = batch.map_err(LearnerError::tensor("upload a minibatch"))?;
+            let eyes = self.eyes.as_ref().filter(|eyes| eyes.learning());
+            let dims = eyes.map_or(self.dims, |eyes| Dims { observation: eyes.observation, ..self.dims });
+            let upload = || {
+                let mut batch = Batch::upload(minibatch, bound, dims, &mut self.staging, &self.device)?;
+                batch.seen = eyes.map(|eyes| eyes.upload(minibatch, &self.device)).transpose()?;
+                Ok(batch)
+            };
+            let mut batch = upload().map_err(LearnerError::tensor("upload a minibatch"))?;
             batch.below = self.base.as_mut().map(|base| below(base, minibatch, self.dims, &self.device)).transpose()?;
             batches.push(batch);
         }
         let all = Batch::cat(&batches).map_err(LearnerError::tensor("join the minibatches"))?;
         Ok(Drawn { batches, all, weigh, ages, left_out })
+    }
+
+    /// Lets the networks look at the images of `batch`.
+    fn look(&mut self, batch: &mut Batch) -> Result<(), LearnerError> {
+        let Some(eyes) = &self.eyes else { return Ok(()) };
+        eyes.look(batch, &mut self.streams.crops).map_err(LearnerError::tensor("look at images"))
+    }
+
+    /// What the density network makes of its own minibatches and of `all` rows.
+    fn weigh(&mut self, all: &Batch) -> TensorResult<Option<Evaluation>> {
+        let Some(density) = &self.density else { return Ok(None) };
+        let (online, offline) = density.drawn();
+        let mut rows = |host: &Minibatch| match self.eyes.as_ref().filter(|eyes| eyes.learning()) {
+            Some(eyes) => {
+                let seen = eyes.weigh(host, &self.device, &mut self.streams.crops)?;
+                state_action(&seen, &Tensor::from_slice(&host.action, (host.rows, self.dims.action), &self.device)?)
+            }
+            None => upload_state_action(host, self.dims, &self.device),
+        };
+        let own = [rows(online)?, rows(offline)?];
+        density.evaluate(&state_action(&all.weighed, &all.action)?, own).map(Some)
     }
 
     /// Lets the actors answer to all next states at once, for targets and temperature; they step last.
@@ -284,25 +374,33 @@ impl Learner {
 
     /// Steps the critics and moves their targets. Where the actors do not step with them, `alone`, their momentum may
     /// be asked to move on.
-    fn step_critics(&mut self, critics: CriticPass, alone: bool, laps: &mut Laps) -> Result<(), LearnerError> {
+    fn step_critics(&mut self, mut critics: CriticPass, alone: bool, laps: &mut Laps) -> Result<(), LearnerError> {
         let tensor = LearnerError::tensor;
         let idle = alone && self.config.zero_gradient_adam;
+        let (gradients, multipliers) = (&mut critics.gradients, critics.multiplier_gradients.as_ref());
         self.optimisers
-            .step_critics(&self.networks, critics.gradients, critics.multiplier_gradients.as_ref(), &self.config)
+            .step_critics(&self.networks, gradients, multipliers, &self.config)
             .and_then(|()| if idle { self.optimisers.actors_idle() } else { Ok(()) })
             .map_err(tensor("step the optimisers"))?;
+        if let Some(eyes) = &mut self.eyes {
+            eyes.step_critics(gradients, self.config.target_rate).map_err(tensor("step the encoders"))?;
+        }
         laps.add_to(&mut self.timings.optimiser);
         self.networks.follow(self.config.target_rate).map_err(tensor("move the target networks"))?;
         laps.add_to(&mut self.timings.polyak);
         Ok(())
     }
 
-    fn step_actors(&mut self, actors: ActorPass, density: Option<&Evaluation>) -> TensorResult<()> {
-        self.optimisers.step_actors(&self.networks, actors, &self.config)?;
+    fn step_actors(&mut self, mut actors: ActorPass, mut density: Option<Evaluation>) -> TensorResult<()> {
+        self.optimisers.step_actors(&self.networks, &mut actors, &self.config)?;
+        if let Some(eyes) = &mut self.eyes {
+            eyes.step_actors(&mut actors.actor_gradients)?;
+            density.as_mut().map_or(Ok(()), |evaluation| eyes.step_density(&mut evaluation.gradients))?;
+        }
         if let Some(anchor) = &self.networks.anchor {
             polyak(&anchor.actor, &self.networks.actor, self.config.anchor_rate)?;
         }
-        match (&mut self.density, density) {
+        match (&mut self.density, &density) {
             (Some(network), Some(evaluation)) => network.optimiser.step(&evaluation.gradients),
             _ => Ok(()),
         }
@@ -406,7 +504,9 @@ impl Learner {
     /// When the device cannot be read.
     pub fn actor(&self) -> Result<ActorWeights, LearnerError> {
         let stack = self.networks.actor.to_weights().map_err(LearnerError::tensor("copy the actors"))?;
-        Ok(ActorWeights { stack, log_std: self.log_std })
+        let eyes = self.eyes.as_ref().map(Eyes::to_weights).transpose();
+        let eyes = eyes.map_err(LearnerError::tensor("copy the encoders"))?.map(|(own, _)| own);
+        Ok(ActorWeights { stack, log_std: self.log_std, eyes })
     }
 
     /// Copy of all networks, targets and temperature included.
@@ -417,12 +517,17 @@ impl Learner {
         let copy = |stack: &Stack| stack.to_weights().map_err(LearnerError::tensor("copy the networks"));
         let networks = &self.networks;
         let temperature = networks.temperature().and_then(|t| t.log()?.to_scalar());
+        let eyes = self.eyes.as_ref().map(Eyes::to_weights).transpose();
+        let eyes = eyes.map_err(LearnerError::tensor("copy the encoders"))?;
+        let (own, encoder) = eyes.unzip();
+        let stack = copy(&networks.actor)?;
         Ok(EnsembleWeights {
-            actor: self.actor()?,
+            actor: ActorWeights { stack, log_std: self.log_std, eyes: own },
             critic1: copy(&networks.critic1)?,
             critic2: copy(&networks.critic2)?,
             targets: Some((copy(&networks.target1)?, copy(&networks.target2)?)),
             log_alpha: Some(temperature.map_err(LearnerError::tensor("copy the temperature"))?),
+            encoder,
         })
     }
 
@@ -435,6 +540,16 @@ impl Learner {
     pub fn timings(&self) -> Timings {
         self.timings
     }
+}
+
+/// Step sizes of actors and critics.
+pub(super) fn rates(config: &LearnerConfig) -> (f64, f64) {
+    (config.actor_learning_rate, config.critic_learning_rate)
+}
+
+/// An empty minibatch that will be drawn with what `eyes` need.
+fn drawn_with(eyes: Option<&Eyes>) -> Minibatch {
+    Minibatch { with_frames: eyes.is_some_and(Eyes::learning), ..Minibatch::default() }
 }
 
 /// What the base does at the states of a minibatch.

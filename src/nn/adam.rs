@@ -116,6 +116,11 @@ impl Adam {
         }
     }
 
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
     /// Copies the optimiser to the host.
     ///
     /// # Errors
@@ -189,7 +194,15 @@ fn gradient(gradients: &GradStore, var: &Var) -> Result<Tensor> {
 /// # Errors
 /// When the stacks have different shapes or devices.
 pub fn polyak(target: &Stack, online: &Stack, tau: f64) -> Result<()> {
-    for (target, online) in target.vars().iter().zip(&online.vars()) {
+    polyak_vars(&target.vars(), &online.vars(), tau)
+}
+
+/// [`polyak`] of variables in the same order.
+///
+/// # Errors
+/// As [`polyak`].
+pub fn polyak_vars(target: &[Var], online: &[Var], tau: f64) -> Result<()> {
+    for (target, online) in target.iter().zip(online) {
         if target.dims() != online.dims() {
             bail!("target network has shape {:?}, online network {:?}", target.dims(), online.dims());
         }
@@ -212,7 +225,15 @@ pub fn polyak(target: &Stack, online: &Stack, tau: f64) -> Result<()> {
 /// # Errors
 /// When the stacks have different shapes.
 pub fn copy_into(target: &Stack, online: &Stack) -> Result<()> {
-    target.vars().iter().zip(&online.vars()).try_for_each(|(target, online)| target.set(online))
+    copy_vars(&target.vars(), &online.vars())
+}
+
+/// [`copy_into`] of variables in the same order.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn copy_vars(target: &[Var], online: &[Var]) -> Result<()> {
+    target.iter().zip(online).try_for_each(|(target, online)| target.set(online))
 }
 
 /// Changes the numbers of a contiguous f32 variable on the processor in place.

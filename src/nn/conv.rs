@@ -1,8 +1,8 @@
 //! The convolutional encoder of the pixel agents (COG): three 3x3 convolutions, two poolings, one dense layer.
 //!
 //! Convolutions are matrix products over patches, and pooling is a chain of maxima of which the first of equal entries
-//! gets the gradient; candle's own pooling gives every equal entry a share. Right first: a patch matrix is nine times
-//! its image.
+//! gets the gradient; candle's own pooling gives every equal entry a share. This is the definition, in candle's own
+//! operations; the learner runs [`super::Trunk`], which is measured against it.
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
@@ -90,17 +90,25 @@ impl ConvEncoder {
     /// When the image's shape does not fit the weights.
     pub fn forward(&self, image: &Tensor) -> Result<Encoded> {
         let dtype = self.dense.0.dtype();
-        let mut x = (image.to_dtype(dtype)? / 255.0)?.permute((0, 3, 1, 2))?.contiguous()?;
-        for (index, (weight, bias)) in self.convolutions.iter().enumerate() {
-            x = convolve(&x, weight, bias)?;
-            if index + 1 < self.convolutions.len() {
-                x = max_pool(&x)?;
-            }
-            x = pointwise::relu(&x)?;
-        }
-        let features = x.flatten_from(1)?.matmul(&self.dense.0)?.broadcast_add(&self.dense.1)?;
-        Ok(Encoded { maps: x, features })
+        let x = (image.to_dtype(dtype)? / 255.0)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let tensors = |(weight, bias): &(Var, Var)| (weight.as_tensor().clone(), bias.as_tensor().clone());
+        encode(&x, &self.convolutions.iter().map(tensors).collect::<Vec<_>>(), &tensors(&self.dense))
     }
+}
+
+/// What an encoder makes of normalised images `(batch, channels, height, width)`; weights and biases as in the fields
+/// of [`ConvEncoder`].
+pub(super) fn encode(image: &Tensor, convolutions: &[(Tensor, Tensor)], dense: &(Tensor, Tensor)) -> Result<Encoded> {
+    let mut x = image.clone();
+    for (index, (weight, bias)) in convolutions.iter().enumerate() {
+        x = convolve(&x, weight, bias)?;
+        if index + 1 < convolutions.len() {
+            x = max_pool(&x)?;
+        }
+        x = pointwise::relu(&x)?;
+    }
+    let features = x.flatten_from(1)?.matmul(&dense.0)?.broadcast_add(&dense.1)?;
+    Ok(Encoded { maps: x, features })
 }
 
 /// `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.

@@ -1,7 +1,7 @@
 //! What happens to gradients between the backward pass and the optimiser.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor, Var, bail};
 
 use super::Stack;
 
@@ -11,12 +11,7 @@ impl Stack {
     /// # Errors
     /// When the store has no gradient of this stack.
     pub fn limit_norm(&self, gradients: &mut GradStore, limit: f64) -> Result<()> {
-        let gradient = self.gradient(gradients)?;
-        let norm = gradient.sqr()?.sum_keepdim(1)?.sqrt()?;
-        // A norm of 0 gives infinity, which the minimum turns into 1.
-        let scale = (norm.recip()? * limit)?.minimum(1.0)?;
-        gradients.insert(&self.parameters, gradient.broadcast_mul(&scale)?);
-        Ok(())
+        limit_norm(&self.parameters, gradients, limit)
     }
 
     /// Makes the last layers of all networks of all `stacks` learn as one: each gets the sum of their gradients, which
@@ -45,16 +40,33 @@ impl Stack {
     }
 
     fn gradient(&self, gradients: &GradStore) -> Result<Tensor> {
-        match gradients.get(&self.parameters) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => bail!("no gradient for this stack of {} networks in the store", self.members()),
-        }
+        gradient(&self.parameters, gradients)
+    }
+}
+
+/// [`Stack::limit_norm`] of a variable `(members, parameters of a network)`.
+///
+/// # Errors
+/// When the store has no gradient of it.
+pub fn limit_norm(parameters: &Var, gradients: &mut GradStore, limit: f64) -> Result<()> {
+    let gradient = gradient(parameters, gradients)?;
+    let norm = gradient.sqr()?.sum_keepdim(1)?.sqrt()?;
+    // A norm of 0 gives infinity, which the minimum turns into 1.
+    let scale = (norm.recip()? * limit)?.minimum(1.0)?;
+    gradients.insert(parameters, gradient.broadcast_mul(&scale)?);
+    Ok(())
+}
+
+fn gradient(parameters: &Var, gradients: &GradStore) -> Result<Tensor> {
+    match gradients.get(parameters) {
+        Some(gradient) => Ok(gradient.clone()),
+        None => bail!("no gradient for networks of shape {:?} in the store", parameters.dims()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Device;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 

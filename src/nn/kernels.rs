@@ -218,6 +218,58 @@ kernels! {
         }
     }
 
+    /// `out[x] = (first[x], second[x], third[x])` with so many channels each.
+    fn interleave(first: &[T], second: &[T], third: &[T], out: &mut [T], channels: usize) {
+        let rows = first.chunks_exact(channels).zip(second.chunks_exact(channels)).zip(third.chunks_exact(channels));
+        for (out, ((first, second), third)) in out.chunks_exact_mut(3 * channels).zip(rows) {
+            let (a, rest) = out.split_at_mut(channels);
+            let (b, c) = rest.split_at_mut(channels);
+            for (out, from) in [(a, first), (b, second), (c, third)] {
+                for (o, v) in out.iter_mut().zip(from) {
+                    *o = *v;
+                }
+            }
+        }
+    }
+
+    /// `out = relu(max + bias)` over windows of two entries of both rows; `which` of the four it was, the first of
+    /// equal ones.
+    fn pool_relu(top: &[T], bottom: &[T], bias: &[T], out: &mut [T], which: &mut [u8]) {
+        let channels = bias.len();
+        let windows = top.chunks_exact(2 * channels).zip(bottom.chunks_exact(2 * channels));
+        let results = out.chunks_exact_mut(channels).zip(which.chunks_exact_mut(channels));
+        for ((out, which), (top, bottom)) in results.zip(windows) {
+            let (a, b) = top.split_at(channels);
+            let (c, d) = bottom.split_at(channels);
+            for i in 0..channels {
+                let (mut best, mut chosen) = (a[i], 0);
+                for (v, place) in [(b[i], 1), (c[i], 2), (d[i], 3)] {
+                    chosen = if v > best { place } else { chosen };
+                    best = if v > best { v } else { best };
+                }
+                out[i] = relu(best + bias[i]);
+                which[i] = chosen;
+            }
+        }
+    }
+
+    /// Backward of [`pool_relu`] with the output `seen`: each gradient goes to the chosen entry, 0 to the others.
+    fn unpool(g: &[T], seen: &[T], which: &[u8], top: &mut [T], bottom: &mut [T], channels: usize) {
+        let windows = top.chunks_exact_mut(2 * channels).zip(bottom.chunks_exact_mut(2 * channels));
+        let rows = g.chunks_exact(channels).zip(seen.chunks_exact(channels)).zip(which.chunks_exact(channels));
+        for (((g, seen), which), (top, bottom)) in rows.zip(windows) {
+            let (a, b) = top.split_at_mut(channels);
+            let (c, d) = bottom.split_at_mut(channels);
+            for i in 0..channels {
+                let g = if seen[i] <= T::zero() { T::zero() } else { g[i] };
+                a[i] = if which[i] == 0 { g } else { T::zero() };
+                b[i] = if which[i] == 1 { g } else { T::zero() };
+                c[i] = if which[i] == 2 { g } else { T::zero() };
+                d[i] = if which[i] == 3 { g } else { T::zero() };
+            }
+        }
+    }
+
     /// `total += part`.
     fn add_into(total: &mut [T], part: &[T]) {
         for (t, p) in total.iter_mut().zip(part) {
@@ -266,6 +318,16 @@ impl<'a, T> Matrix<'a, T> {
         Self { data, row_stride: 1, column_stride: columns }
     }
 
+    /// Overlapping rows that begin every `step` numbers.
+    pub(super) fn windows(data: &'a [T], step: usize) -> Self {
+        Self { data, row_stride: step, column_stride: 1 }
+    }
+
+    /// The transpose of [`Matrix::windows`].
+    pub(super) fn windows_across(data: &'a [T], step: usize) -> Self {
+        Self { data, row_stride: 1, column_stride: step }
+    }
+
     /// Whether every entry of an `(m, n)` view lies in the slice.
     fn holds(&self, m: usize, n: usize) -> bool {
         m == 0 || n == 0 || (m - 1) * self.row_stride + (n - 1) * self.column_stride < self.data.len()
@@ -280,14 +342,26 @@ static READ_IN_PLACE: Once = Once::new();
 ///
 /// # Panics
 /// When a slice is too short for its shape; callers derive both from one plan.
-pub(super) fn product<T: Real>((m, n, k): (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>) {
+pub(super) fn product<T: Real>(shape: (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>) {
+    multiply(shape, out, a, b, false);
+}
+
+/// `out += a b`, as [`product`].
+///
+/// # Panics
+/// As [`product`].
+pub(super) fn add_product<T: Real>(shape: (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>) {
+    multiply(shape, out, a, b, true);
+}
+
+fn multiply<T: Real>((m, n, k): (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>, add: bool) {
     assert!(out.len() >= m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
     READ_IN_PLACE.call_once(|| {
         gemm::set_rhs_packing_threshold(usize::MAX);
         gemm::set_lhs_packing_threshold_single_thread(usize::MAX);
     });
     // SAFETY: the assertion keeps every access inside the three slices, `out` is borrowed mutably and so cannot
-    // overlap the others, `T` is `f32` or `f64`, and `read_dst` is false, so old contents of `out` are not read.
+    // overlap the others, and `T` is `f32` or `f64`.
     unsafe {
         gemm::gemm(
             m,
@@ -296,14 +370,14 @@ pub(super) fn product<T: Real>((m, n, k): (usize, usize, usize), out: &mut [T], 
             out.as_mut_ptr(),
             1,
             n as isize,
-            false,
+            add,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
-            T::zero(),
+            if add { T::one() } else { T::zero() },
             T::one(),
             false,
             false,

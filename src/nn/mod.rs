@@ -10,6 +10,7 @@
 
 mod adam;
 mod conv;
+mod encoder_tensors;
 mod gradient;
 mod kernels;
 mod member;
@@ -20,12 +21,17 @@ mod stack;
 mod stack_op;
 mod stack_queue;
 pub mod tanh_gaussian;
+mod trunk;
+mod trunk_plan;
 pub mod weights;
 #[cfg(test)]
 mod witness;
 
-pub use adam::{Adam, AdamSettings, AdamState, copy_into, polyak};
+pub use adam::{Adam, AdamSettings, AdamState, copy_into, copy_vars, polyak, polyak_vars};
 pub use conv::{ConvEncoder, ConvEncoderWeights, ConvWeights, Encoded};
+pub use encoder_tensors::{Array, MAX_CONVOLUTIONS, encoder_tensors, take_encoders};
+pub use gradient::limit_norm;
 pub use one_thread::hold_candle_to_one_thread;
 pub use stack::{Init, Stack};
+pub use trunk::{Trunk, random_encoders};
 pub use weights::*;

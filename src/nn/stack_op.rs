@@ -20,7 +20,7 @@ impl Buffers {
     /// More graphs than this alive at once is not what a learner does; the rest goes back to the allocator.
     const MOST: usize = 8;
 
-    fn take<T: Real>(&self, len: usize) -> Vec<T> {
+    pub(super) fn take<T: Real>(&self, len: usize) -> Vec<T> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |s: &CpuStorage| T::cpu_storage_as_slice(s).is_ok_and(|s| s.len() == len);
         let found = waiting.iter().position(fits).map(|i| waiting.swap_remove(i));
@@ -28,11 +28,11 @@ impl Buffers {
         found.and_then(|s| T::cpu_storage_data(s).ok()).unwrap_or_else(|| vec![T::zero(); len])
     }
 
-    fn give<T: Real>(&self, buffer: Vec<T>) {
+    pub(super) fn give<T: Real>(&self, buffer: Vec<T>) {
         self.give_storage(T::to_cpu_storage_owned(buffer));
     }
 
-    fn give_storage(&self, buffer: CpuStorage) {
+    pub(super) fn give_storage(&self, buffer: CpuStorage) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= Self::MOST {
             waiting.remove(0);
@@ -112,7 +112,7 @@ impl StackOp {
         let mut out = vec![T::zero(); self.members * count * plan.outputs()];
         let mut own = parts_mut(&mut kept, len);
         let members = parts_mut(&mut out, count * plan.outputs()).enumerate().map(|(m, out)| (m, out, own.next()));
-        self.split(members.collect(), parts_mut(&mut shared, len), |(member, out, own), shared| {
+        in_shares(self.threads, members.collect(), self.places(&mut shared, len), |(member, out, own), shared| {
             let network = self.chosen.as_ref().map_or(member, |chosen| chosen[member]);
             let parameters = part(parameters, network, plan.parameters());
             plan.forward(parameters, x_of(x, member, rows, plan), count, own.unwrap_or(shared), out);
@@ -151,7 +151,8 @@ impl StackOp {
         let (mut to_parameters, mut to_x) =
             (parts_mut(&mut grad_parameters, parameters_len), parts_mut(&mut grad_x, x_len));
         let members = (0..self.members).map(|m| (m, to_parameters.next(), to_x.next()));
-        self.split(members.collect(), parts_mut(&mut scratch, plan.scratch(rows.count)), |(m, p, x), scratch| {
+        let places = self.places(&mut scratch, plan.scratch(rows.count));
+        in_shares(self.threads, members.collect(), places, |(m, p, x), scratch| {
             let pass = Pass {
                 parameters: part(parameter_data, m, parameters_len),
                 x: x_of(x_data, m, rows, plan),
@@ -173,34 +174,6 @@ impl StackOp {
         Ok((grad_x.transpose()?, grad_parameters.transpose()?))
     }
 
-    /// Does `work` for every member: a contiguous share of them on this thread and each other share on its own.
-    fn split<'a, M: Send, T: Real>(
-        &self,
-        members: Vec<M>,
-        mut scratch: impl Iterator<Item = &'a mut [T]>,
-        work: impl Fn(M, &mut [T]) + Sync,
-    ) -> Result<()> {
-        let (count, mut members) = (members.len(), members.into_iter());
-        let mut shares = (0..self.threads).map(|t| {
-            let len = (t + 1) * count / self.threads - t * count / self.threads;
-            (members.by_ref().take(len).collect::<Vec<M>>(), scratch.next().unwrap_or_default())
-        });
-        let run = |(share, scratch): (Vec<M>, &mut [T])| {
-            for member in share {
-                work(member, scratch);
-            }
-        };
-        let first = shares.next();
-        std::thread::scope(|scope| {
-            for share in shares {
-                let thread = std::thread::Builder::new().name(String::from("learner-kernel"));
-                thread.spawn_scoped(scope, || run(share)).map_err(Error::wrap)?;
-            }
-            first.into_iter().for_each(run);
-            Ok(())
-        })
-    }
-
     fn saved(&self) -> MutexGuard<'_, Option<Saved>> {
         self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,9 +182,48 @@ impl StackOp {
     fn fingerprint<T: Real>(&self, parameters: &[T]) -> u64 {
         let start = self.plan.layers.last().map_or(0, |l| l.start);
         let last_layers = parameters.chunks_exact(self.plan.parameters().max(1)).flat_map(|p| &p[start..]);
-        last_layers
-            .fold(0, |hash: u64, v| hash.rotate_left(5).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ v.to_f64().to_bits())
+        hash(last_layers)
     }
+
+    /// A working space for every thread, empty where there are none.
+    fn places<'a, T>(&self, scratch: &'a mut [T], len: usize) -> Vec<&'a mut [T]> {
+        let mut parts = parts_mut(scratch, len);
+        (0..self.threads).map(|_| parts.next().unwrap_or_default()).collect()
+    }
+}
+
+/// Hash of numbers: changes with practically every change of one.
+pub(super) fn hash<'a, T: Real>(numbers: impl Iterator<Item = &'a T>) -> u64 {
+    numbers.fold(0, |hash: u64, v| hash.rotate_left(5).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ v.to_f64().to_bits())
+}
+
+/// Does `work` for every item: a contiguous share of them on this thread and each other share on its own, each thread
+/// with a place of its own, of which there are `threads`.
+pub(super) fn in_shares<M: Send, P: Send>(
+    threads: usize,
+    items: Vec<M>,
+    places: Vec<P>,
+    work: impl Fn(M, &mut P) + Sync,
+) -> Result<()> {
+    let (count, mut items) = (items.len(), items.into_iter());
+    let mut shares = places.into_iter().enumerate().map(|(t, place)| {
+        let len = (t + 1) * count / threads - t * count / threads;
+        (items.by_ref().take(len).collect::<Vec<M>>(), place)
+    });
+    let run = |(share, mut place): (Vec<M>, P)| {
+        for item in share {
+            work(item, &mut place);
+        }
+    };
+    let first = shares.next();
+    std::thread::scope(|scope| {
+        for share in shares {
+            let thread = std::thread::Builder::new().name(String::from("learner-kernel"));
+            thread.spawn_scoped(scope, || run(share)).map_err(Error::wrap)?;
+        }
+        first.into_iter().for_each(run);
+        Ok(())
+    })
 }
 
 impl Drop for StackOp {

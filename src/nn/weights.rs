@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::conv::ConvEncoderWeights;
+use crate::spaces::FrameShape;
+
 /// One dense layer of `members` networks, row-major.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerWeights {
@@ -105,6 +108,27 @@ impl Default for LogStdBounds {
     }
 }
 
+/// What actors see an image with. Behind the encoders' features, if `proprioception`, stands the observation: both
+/// together are the input of the stack.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Eyes {
+    /// Size of the image.
+    pub shape: FrameShape,
+    /// One encoder for all actors, or one for each.
+    pub encoders: Vec<ConvEncoderWeights>,
+    /// Length of the robot's observation.
+    pub observation_dim: usize,
+    /// Whether the actors see it.
+    pub proprioception: bool,
+}
+
+impl Eyes {
+    /// Width of an encoder's output.
+    pub fn features(&self) -> usize {
+        self.encoders.first().map_or(0, |encoder| encoder.dense.1)
+    }
+}
+
 /// Actors of an ensemble. Output of each: `action_dim` means, then `action_dim` log standard deviations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ActorWeights {
@@ -112,6 +136,25 @@ pub struct ActorWeights {
     pub stack: StackWeights,
     /// Clamp of the log standard deviation.
     pub log_std: LogStdBounds,
+    /// What stands between an image and the stack; `None`: the stack sees the observation alone.
+    pub eyes: Option<Eyes>,
+}
+
+impl ActorWeights {
+    /// Length of the robot's observation.
+    pub fn observation_dim(&self) -> usize {
+        self.eyes.as_ref().map_or(self.stack.inputs(), |eyes| eyes.observation_dim)
+    }
+
+    /// Length of an action.
+    pub fn action_dim(&self) -> usize {
+        self.stack.outputs() / 2
+    }
+
+    /// Size of the image, of actors that have eyes.
+    pub fn frame(&self) -> Option<FrameShape> {
+        self.eyes.as_ref().map(|eyes| eyes.shape)
+    }
 }
 
 /// Everything a pretrained ensemble brings: `N` actors, `N` twin critics, optionally their targets.
@@ -127,4 +170,51 @@ pub struct EnsembleWeights {
     pub targets: Option<(StackWeights, StackWeights)>,
     /// `ln` of the entropy temperature; `None`: start at 0.
     pub log_alpha: Option<f32>,
+    /// What the critics see an image with, where the actors have eyes; `None`: the actors' one encoder.
+    pub encoder: Option<Encoders>,
+}
+
+/// What critics see an image with, beside the actors' [`Eyes`]. All encoders of an ensemble have one shape.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Encoders {
+    /// The actors' one encoder, and its slow copy for the target critics; `None`: start as a copy.
+    Shared {
+        /// The slow copy.
+        target: Option<ConvEncoderWeights>,
+    },
+    /// One for each network and member.
+    Separate {
+        /// Those of the first critics.
+        critic1: Vec<ConvEncoderWeights>,
+        /// Those of the second critics.
+        critic2: Vec<ConvEncoderWeights>,
+        /// Those of the target critics; `None`: copies.
+        targets: Option<(Vec<ConvEncoderWeights>, Vec<ConvEncoderWeights>)>,
+    },
+}
+
+impl Encoders {
+    /// All encoders by the network that they belong to.
+    pub fn by_network(&self) -> Vec<(&'static str, &[ConvEncoderWeights])> {
+        match self {
+            Self::Shared { target } => target.iter().map(|one| ("target", std::slice::from_ref(one))).collect(),
+            Self::Separate { critic1, critic2, targets } => {
+                let mut all = vec![("critic1", &critic1[..]), ("critic2", critic2)];
+                all.extend(targets.iter().flat_map(|(one, two)| [("target1", &one[..]), ("target2", two)]));
+                all
+            }
+        }
+    }
+
+    /// The encoders of a file by network; `None` where there are none.
+    pub fn from_networks(mut take: impl FnMut(&'static str) -> Vec<ConvEncoderWeights>) -> Option<Self> {
+        let target = take("target");
+        if !target.is_empty() {
+            return Some(Self::Shared { target: target.into_iter().next() });
+        }
+        let [critic1, critic2, one, two] = ["critic1", "critic2", "target1", "target2"].map(take);
+        let targets = (!one.is_empty() || !two.is_empty()).then_some((one, two));
+        let separate = !critic1.is_empty() || !critic2.is_empty() || targets.is_some();
+        separate.then_some(Self::Separate { critic1, critic2, targets })
+    }
 }

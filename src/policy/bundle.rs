@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::checks::{self, probe_observations, recorded};
+use super::checks::{self, Inputs, recorded};
 use super::golden::{self, Golden, GoldenError};
-use super::manifest::{self, Architecture, Description, FORMAT, FileEntry, Manifest, ManifestError, sha256};
+use super::manifest::{
+    self, Architecture, Description, EncoderFacts, FORMAT, FileEntry, Manifest, ManifestError, sha256,
+};
 use super::native::NativePolicy;
-use super::{PolicyBackend, PolicyError, onnx_file, weights_file};
+use super::{PolicyError, onnx_file, weights_file};
 use crate::nn::weights::EnsembleWeights;
 
 pub(super) const MANIFEST: &str = "manifest.toml";
@@ -158,8 +160,7 @@ impl Bundle {
         let file = |name, limit| read(&dir.join(name), name, limit, manifest.files.get(name));
         let onnx = file(POLICY, onnx_file::MAX_BYTES)?;
         let weights = weights_file::decode(&file(WEIGHTS, weights_file::MAX_BYTES)?)?;
-        let (observation_dim, action_dim) = (weights.actor.stack.inputs(), weights.actor.stack.outputs() / 2);
-        let golden = Golden::decode(&file(GOLDEN, golden::MAX_BYTES)?, observation_dim, action_dim);
+        let golden = Golden::decode(&file(GOLDEN, golden::MAX_BYTES)?, &weights.actor);
         let golden = golden.map_err(BundleError::from)?;
         let bundle = Self { manifest, weights, golden, onnx };
         bundle.verify()?;
@@ -216,17 +217,16 @@ impl Bundle {
             return Err(differ("the names of observation and action", MANIFEST, POLICY).into());
         }
         let mut policy = NativePolicy::new(&file.actor)?;
-        let observations = probe_observations(policy.observation_dim(), golden::ROWS);
+        let inputs = Inputs::of(&policy, golden::ROWS_WITH_IMAGES);
         recorded(&mut policy, &file.probe)?;
-        for probe in self.golden.rows(policy.observation_dim(), policy.action_dim()) {
+        for probe in self.golden.rows(&file.actor) {
             recorded(&mut policy, &probe)?;
         }
-        checks::responds(&mut policy, &observations)
+        checks::responds(&mut policy, &inputs)
     }
 
     fn contents(&self) -> Result<[(&'static str, Vec<u8>); 3], PolicyError> {
-        let (observation_dim, action_dim) = (self.weights.actor.stack.inputs(), self.weights.actor.stack.outputs() / 2);
-        let golden = self.golden.encode(observation_dim, action_dim).map_err(BundleError::from)?;
+        let golden = self.golden.encode(&self.weights.actor).map_err(BundleError::from)?;
         Ok([(POLICY, self.onnx.clone()), (WEIGHTS, weights_file::encode(&self.weights)?), (GOLDEN, golden)])
     }
 }
@@ -268,6 +268,7 @@ fn architecture(weights: &EnsembleWeights) -> Architecture {
         hidden: layers.iter().take(layers.len().saturating_sub(1)).map(|l| l.outputs).collect(),
         log_std: weights.actor.log_std,
         critics: !weights.critic1.layers.is_empty(),
+        encoder: weights.actor.eyes.as_ref().map(EncoderFacts::from),
     }
 }
 

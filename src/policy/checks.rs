@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
 use super::onnx_file::Probe;
 use super::{PolicyBackend, PolicyError, PolicyOutput};
 use crate::clock::thread_cpu;
-use crate::spaces::Spaces;
+use crate::spaces::{FrameShape, Spaces};
 
 /// Largest difference between two engines, and between now and when a policy was written; relative above 1.
 pub const TOLERANCE: f32 = 1e-4;
@@ -32,6 +32,16 @@ pub enum CheckError {
         expected: usize,
         /// The policy's.
         got: usize,
+    },
+    /// Images of another size than the camera's.
+    #[error(
+        "the policy looks at {got}, the camera gives {expected}; set camera.source, camera.width and camera.height as the policy was trained with"
+    )]
+    Image {
+        /// The camera's, in words.
+        expected: String,
+        /// The policy's, in words.
+        got: String,
     },
     /// Another meaning of an entry.
     #[error(
@@ -97,6 +107,54 @@ pub fn probe_observations(observation_dim: usize, count: usize) -> Vec<f32> {
     even.chain(random).take(observation_dim * count).collect()
 }
 
+/// Observations and images for trying policies.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inputs {
+    count: usize,
+    observation_dim: usize,
+    bytes: usize,
+    /// `(count, observation_dim)`.
+    pub observations: Vec<f32>,
+    /// `(count, height, width, channels)`; empty without a frame.
+    pub images: Vec<u8>,
+}
+
+impl Inputs {
+    /// [`probe_observations`], and as many images of a policy that has eyes: first one whose bytes rise evenly from 0 to
+    /// 255, then noise.
+    pub fn new(observation_dim: usize, frame: Option<FrameShape>, count: usize) -> Self {
+        let bytes = frame.map_or(0, FrameShape::bytes);
+        let mut images = vec![0; count * bytes];
+        let (even, noise) = images.split_at_mut(bytes.min(count * bytes));
+        let most = bytes.saturating_sub(1).max(1);
+        even.iter_mut().enumerate().for_each(|(i, byte)| *byte = (255 * i / most) as u8);
+        ChaCha8Rng::seed_from_u64(1).fill_bytes(noise);
+        Self { count, observation_dim, bytes, observations: probe_observations(observation_dim, count), images }
+    }
+
+    /// For a policy.
+    pub fn of(policy: &dyn PolicyBackend, count: usize) -> Self {
+        Self::new(policy.observation_dim(), policy.frame(), count)
+    }
+
+    /// Observation and image, one after the other.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[f32], &[u8])> {
+        let part = |i: usize| i * self.observation_dim..(i + 1) * self.observation_dim;
+        (0..self.count).map(move |i| (&self.observations[part(i)], &self.images[i * self.bytes..(i + 1) * self.bytes]))
+    }
+}
+
+/// What the camera gives is what the policy looks at; a policy without eyes does not mind a camera.
+///
+/// # Errors
+/// [`CheckError::Image`].
+pub fn frame(policy: Option<FrameShape>, camera: Option<FrameShape>) -> Result<(), CheckError> {
+    if policy.is_none() || policy == camera {
+        return Ok(());
+    }
+    Err(CheckError::Image { expected: FrameShape::words(camera), got: FrameShape::words(policy) })
+}
+
 /// The policy's lengths are those of `spaces`.
 ///
 /// # Errors
@@ -129,7 +187,7 @@ pub fn names(policy: &Spaces, robot: &Spaces) -> Result<(), CheckError> {
 /// [`CheckError::Recorded`], or what [`PolicyBackend::infer`] returns.
 pub fn recorded(policy: &mut dyn PolicyBackend, probe: &Probe) -> Result<f32, PolicyError> {
     let mut out = PolicyOutput::default();
-    policy.infer(&probe.observation, &mut out)?;
+    policy.infer(&probe.observation, &probe.image, &mut out)?;
     let mut largest = 0.0_f32;
     for (output, expected, got) in [("mean", &probe.mean, out.mean()), ("std", &probe.std, out.std())] {
         length("action", expected.len(), got.len())?;
@@ -147,17 +205,15 @@ pub fn recorded(policy: &mut dyn PolicyBackend, probe: &Probe) -> Result<f32, Po
 ///
 /// # Errors
 /// [`CheckError::Constant`], or what [`PolicyBackend::infer`] returns.
-pub fn responds(policy: &mut dyn PolicyBackend, observations: &[f32]) -> Result<(), PolicyError> {
-    let rows = observations.chunks_exact(policy.observation_dim().max(1));
+pub fn responds(policy: &mut dyn PolicyBackend, inputs: &Inputs) -> Result<(), PolicyError> {
     let (mut first, mut out) = (None, PolicyOutput::default());
-    let count = rows.len();
-    for row in rows {
-        policy.infer(row, &mut out)?;
+    for (observation, image) in inputs.iter() {
+        policy.infer(observation, image, &mut out)?;
         if first.get_or_insert_with(|| out.clone()) != &out {
             return Ok(());
         }
     }
-    Err(CheckError::Constant { observations: count }.into())
+    Err(CheckError::Constant { observations: inputs.count }.into())
 }
 
 /// Two engines give the same answers. Returns the largest difference.
@@ -167,13 +223,13 @@ pub fn responds(policy: &mut dyn PolicyBackend, observations: &[f32]) -> Result<
 pub fn agree(
     first: &mut dyn PolicyBackend,
     second: &mut dyn PolicyBackend,
-    observations: &[f32],
+    inputs: &Inputs,
 ) -> Result<f32, PolicyError> {
     let (mut one, mut two) = (PolicyOutput::default(), PolicyOutput::default());
     let mut largest = 0.0_f32;
-    for row in observations.chunks_exact(first.observation_dim().max(1)) {
-        first.infer(row, &mut one)?;
-        second.infer(row, &mut two)?;
+    for (observation, image) in inputs.iter() {
+        first.infer(observation, image, &mut one)?;
+        second.infer(observation, image, &mut two)?;
         for (output, a, b) in [("mean", one.mean(), two.mean()), ("std", one.std(), two.std())] {
             length("action", a.len(), b.len())?;
             for (index, (&first_value, &second_value)) in a.iter().zip(b).enumerate() {
@@ -194,12 +250,12 @@ pub fn agree(
 ///
 /// # Errors
 /// What [`PolicyBackend::infer`] returns.
-pub fn warm_up(policy: &mut dyn PolicyBackend, observations: &[f32]) -> Result<Duration, PolicyError> {
+pub fn warm_up(policy: &mut dyn PolicyBackend, inputs: &Inputs) -> Result<Duration, PolicyError> {
     let mut out = PolicyOutput::default();
     let mut last = Duration::ZERO;
-    for row in observations.chunks_exact(policy.observation_dim().max(1)) {
+    for (observation, image) in inputs.iter() {
         let start = thread_cpu();
-        policy.infer(row, &mut out)?;
+        policy.infer(observation, image, &mut out)?;
         last = thread_cpu().saturating_sub(start);
     }
     Ok(last)
@@ -238,8 +294,9 @@ mod tests {
         let mut actor = ensemble(2, 3, &[4], 1).actor;
         let mut policy = NativePolicy::new(&actor).unwrap();
         let mut out = PolicyOutput::default();
-        policy.infer(&[0.1, 0.2, 0.3], &mut out).unwrap();
-        let mut probe = Probe { observation: vec![0.1, 0.2, 0.3], mean: out.mean().to_vec(), std: out.std().to_vec() };
+        policy.infer(&[0.1, 0.2, 0.3], &[], &mut out).unwrap();
+        let (mean, std) = (out.mean().to_vec(), out.std().to_vec());
+        let mut probe = Probe { observation: vec![0.1, 0.2, 0.3], image: Vec::new(), mean, std };
         assert_eq!(recorded(&mut policy, &probe).unwrap(), 0.0);
         probe.std[0] += 1e-3;
         assert!(matches!(
@@ -249,7 +306,7 @@ mod tests {
         probe.std[0] = f32::NAN;
         assert!(recorded(&mut policy, &probe).is_err(), "NaN passed");
 
-        let observations = probe_observations(3, 8);
+        let observations = Inputs::new(3, None, 8);
         responds(&mut policy, &observations).unwrap();
         actor.stack.layers[1].weight.fill(0.0);
         let mut constant = NativePolicy::new(&actor).unwrap();

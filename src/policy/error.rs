@@ -1,4 +1,4 @@
-//! The error of the policy module. The first four variants are built on the control thread, without the heap.
+//! The error of the policy module. The first five variants are built on the control thread, without the heap.
 
 use super::bundle::BundleError;
 use super::checks::CheckError;
@@ -27,6 +27,14 @@ pub enum PolicyError {
     ObservationNotFinite {
         /// Position in the observation.
         index: usize,
+    },
+    /// An image of the wrong size, or none.
+    #[error("the policy looks at images of {expected} bytes, this one has {got}; is [camera] configured?")]
+    ImageLength {
+        /// What the policy looks at.
+        expected: usize,
+        /// What it was given.
+        got: usize,
     },
     /// NaN or infinity in an output.
     #[error("entry {index} of the policy's {output} is not a finite number; do not act on it")]

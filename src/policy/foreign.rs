@@ -264,7 +264,7 @@ impl ForeignPolicy {
     /// # Errors
     /// When ONNX Runtime refuses the model, or sees another interface in it.
     pub fn new(runtime: &'static Runtime, bytes: &[u8], interface: &Interface) -> Result<Self, RuntimeError> {
-        let bound = Bound::new(runtime, bytes, &interface.input, &[&interface.output])?;
+        let bound = Bound::new(runtime, bytes, &interface.input, None, &[&interface.output])?;
         let action_dim = bound.output(0).len();
         for (direction, name, got, expected) in [
             ("input", &interface.input, bound.width(), interface.observation_dim),
@@ -284,7 +284,7 @@ impl ForeignPolicy {
     /// [`PolicyError::ObservationLength`], [`PolicyError::ObservationNotFinite`], [`PolicyError::Run`].
     pub fn action(&mut self, observation: &[f32]) -> Result<&[f32], PolicyError> {
         check_observation(observation, self.bound.width())?;
-        self.bound.run(observation)?;
+        self.bound.run(observation, &[])?;
         Ok(self.bound.output(0))
     }
 }
@@ -292,7 +292,7 @@ impl ForeignPolicy {
 impl PolicyBackend for ForeignPolicy {
     /// The mean is what tanh turns into the action, within 1e-6; an action beyond +-1 becomes +-1. The standard
     /// deviation is the smallest there is: the graph does not say one.
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], _image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         let action = self.action(observation)?;
         let dim = action.len().min(MAX_ACTION);
         *out = PolicyOutput { action_dim: dim, ..PolicyOutput::default() };

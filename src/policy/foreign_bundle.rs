@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
 use super::bundle::{self, BundleError, GOLDEN, MANIFEST, POLICY, save_folder};
-use super::checks::{TOLERANCE, dimensions, names, probe_observations, responds, warm_up};
+use super::checks::{Inputs, TOLERANCE, dimensions, names, responds, warm_up};
 use super::foreign::{self, ForeignError, ForeignPolicy, Interface};
 use super::golden::{self, GoldenError};
 use super::manifest::{self, FORMAT, FileEntry, ManifestError, Residual, check_common, sealed, sha256, unsealed};
@@ -92,13 +92,13 @@ impl ForeignBundle {
         let interface = foreign::inspect(&onnx, output)?.interface;
         let mut policy = ForeignPolicy::new(runtime, &onnx, &interface)?;
         dimensions(&policy, &description.spaces)?;
-        let observations = probe_observations(interface.observation_dim, golden::ROWS);
+        let inputs = Inputs::of(&policy, golden::ROWS);
         let mut actions = Vec::new();
-        for row in observations.chunks_exact(interface.observation_dim) {
+        for (row, _) in inputs.iter() {
             actions.extend(policy.action(row)?);
         }
-        responds(&mut policy, &observations)?;
-        let golden = Golden { observations, actions };
+        responds(&mut policy, &inputs)?;
+        let golden = Golden { observations: inputs.observations, actions };
         let entry = |bytes: &[u8]| FileEntry { size: bytes.len() as u64, sha256: sha256(bytes) };
         let answers = golden.encode(&interface).map_err(BundleError::from)?;
         let files = [(POLICY.to_owned(), entry(&onnx)), (GOLDEN.to_owned(), entry(&answers))].into();
@@ -170,8 +170,8 @@ impl ForeignBundle {
         let mut policy = ForeignPolicy::new(Runtime::load(&config.onnxruntime)?, &self.onnx, interface)?;
         dimensions(&policy, spaces)?;
         let probe_difference = self.golden.check(&mut policy, interface)?;
-        let observations = probe_observations(interface.observation_dim, WARM_UP_RUNS);
-        responds(&mut policy, &observations)?;
+        let inputs = Inputs::of(&policy, WARM_UP_RUNS);
+        responds(&mut policy, &inputs)?;
         let report = Report {
             engine: policy.engine(),
             base: None,
@@ -179,8 +179,9 @@ impl ForeignBundle {
             observation_dim: interface.observation_dim,
             action_dim: interface.action_dim,
             probe_difference,
+            frame: None,
             engine_difference: None,
-            run_time: warm_up(&mut policy, &observations)?,
+            run_time: warm_up(&mut policy, &inputs)?,
         };
         Ok(Prepared { backend: Box::new(policy), engine: Engine::Onnxruntime, report })
     }

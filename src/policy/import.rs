@@ -159,11 +159,13 @@ pub fn import_off2onrl(dir: &Path) -> Result<EnsembleWeights, ImportError> {
         actor: ActorWeights {
             stack: stack("actor.pt", &["last_fc", "last_fc_log_std"])?,
             log_std: LogStdBounds::default(),
+            eyes: None,
         },
         critic1: stack("critic1.pt", &["last_fc"])?,
         critic2: stack("critic2.pt", &["last_fc"])?,
         targets: None,
         log_alpha: None,
+        encoder: None,
     };
     check_ensemble(&weights)?;
     Ok(weights)

@@ -26,9 +26,9 @@ pub(super) fn read(path: &Path) -> Result<Imported, ImportError> {
     let temperature = "sac_log_alpha/_parameters/constant";
     let log_alpha = if file.has(temperature) { Some(file.number(temperature)?) } else { None };
     file.finish(&["cql_log_alpha", "sac_log_alpha"])?;
-    let actor = ActorWeights { stack, log_std: LogStdBounds::default() };
+    let actor = ActorWeights { stack, log_std: LogStdBounds::default(), eyes: None };
     Ok(Imported {
-        weights: EnsembleWeights { actor, critic1, critic2, targets, log_alpha },
+        weights: EnsembleWeights { actor, critic1, critic2, targets, log_alpha, encoder: None },
         algorithm: String::from("CQL or Cal-QL, by CORL"),
         ..Imported::default()
     })

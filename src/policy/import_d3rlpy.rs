@@ -152,8 +152,8 @@ impl Reader<'_> {
         let temperature = "log_temp/_parameter";
         let log_alpha = if file.has(temperature) { Some(file.number(temperature)?) } else { None };
         file.finish(&["log_alpha/"])?;
-        let actor = ActorWeights { stack, log_std: LogStdBounds::default() };
-        let weights = EnsembleWeights { actor, critic1, critic2, targets, log_alpha };
+        let actor = ActorWeights { stack, log_std: LogStdBounds::default(), eyes: None };
+        let weights = EnsembleWeights { actor, critic1, critic2, targets, log_alpha, encoder: None };
         Ok(Imported { weights, ..Imported::default() })
     }
 }

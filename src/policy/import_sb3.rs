@@ -46,9 +46,9 @@ pub(super) fn read(path: &Path) -> Result<Imported, ImportError> {
             facts.insert(format!("{fact} of the environment, here -1 and 1"), text.chars().take(200).collect());
         }
     }
-    let actor = ActorWeights { stack, log_std: LogStdBounds::default() };
+    let actor = ActorWeights { stack, log_std: LogStdBounds::default(), eyes: None };
     Ok(Imported {
-        weights: EnsembleWeights { actor, critic1, critic2, targets, log_alpha },
+        weights: EnsembleWeights { actor, critic1, critic2, targets, log_alpha, encoder: None },
         algorithm: format!("SAC, {} steps, by Stable-Baselines3", data["num_timesteps"]),
         discount: data["gamma"].as_f64(),
         facts,

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::nn::weights::LogStdBounds;
-use crate::spaces::Spaces;
+use crate::nn::weights::{Eyes, LogStdBounds};
+use crate::spaces::{FrameShape, Spaces};
 
 /// Version of the bundle format.
 pub const FORMAT: u32 = 1;
@@ -64,6 +64,38 @@ pub struct Architecture {
     pub log_std: LogStdBounds,
     /// Whether critics come along.
     pub critics: bool,
+    /// What the actors see an image with, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<EncoderFacts>,
+}
+
+/// What the encoders of images say about themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderFacts {
+    /// 1: one for all actors; N: one for each.
+    pub encoders: usize,
+    /// Size of the image.
+    pub image: FrameShape,
+    /// Output channels of each convolution.
+    pub channels: Vec<usize>,
+    /// Features that the dense layer makes.
+    pub dense: usize,
+    /// Whether the actors see the observation behind the features.
+    pub proprioception: bool,
+}
+
+impl From<&Eyes> for EncoderFacts {
+    fn from(eyes: &Eyes) -> Self {
+        let convolutions = eyes.encoders.first().map_or(&[][..], |encoder| &encoder.convolutions);
+        Self {
+            encoders: eyes.encoders.len(),
+            image: eyes.shape,
+            channels: convolutions.iter().map(|c| c.outputs).collect(),
+            dense: eyes.features(),
+            proprioception: eyes.proprioception,
+        }
+    }
 }
 
 /// Size and hash of a file.
@@ -228,6 +260,13 @@ mod tests {
                 hidden: vec![64, 64],
                 log_std: LogStdBounds::default(),
                 critics: true,
+                encoder: Some(EncoderFacts {
+                    encoders: 1,
+                    image: FrameShape { width: 48, height: 48, channels: 3 },
+                    channels: vec![16, 16, 16],
+                    dense: 64,
+                    proprioception: true,
+                }),
             },
             files: BTreeMap::from([(String::from("policy.onnx"), FileEntry { size: 3, sha256: sha256(b"abc") })]),
         }

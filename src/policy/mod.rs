@@ -1,5 +1,7 @@
 //! The policy of the control loop (layer 2): an ensemble of actors as one file, and the engines that run it.
 //!
+//! An ensemble sees observations, and through an encoder of its own images, if it has eyes.
+//!
 //! An exported policy is one ONNX file ([`onnx_file`]) that serves every engine: the built-in forward pass
 //! ([`native`]) and ONNX Runtime, loaded at run time ([`onnxruntime`]). [`prepare()`] encodes, checks, warms up and
 //! hands back a [`PolicyBackend`]; a policy that fails a check is never offered. [`bundle`] keeps a policy with its
@@ -16,6 +18,7 @@
 pub mod bundle;
 pub mod checks;
 mod error;
+mod eye;
 pub mod foreign;
 pub mod foreign_bundle;
 pub mod golden;
@@ -28,6 +31,7 @@ mod import_sb3;
 pub mod manifest;
 pub mod native;
 mod noise;
+mod onnx_eyes;
 pub mod onnx_file;
 mod onnx_graph;
 mod onnx_proto;
@@ -49,6 +53,8 @@ pub use error::PolicyError;
 pub use firmware_bridge::MAX_ACTION;
 pub use foreign_bundle::{AnyBundle, ForeignBundle, Source};
 pub use prepare::{Engine, Prepared, Report, prepare, prepare_file};
+
+use crate::spaces::FrameShape;
 
 /// The ensemble's Gaussian before `tanh`, moment-matched over its members (Off2OnRL, Eq. 5), and what it is added to.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,12 +98,18 @@ impl PolicyOutput {
 
 /// An engine with a policy in it.
 pub trait PolicyBackend: Send {
-    /// Runs the ensemble on one observation. Real-time: no Rust allocation, neither on success nor on failure.
+    /// Runs the ensemble on one observation. `image` is `(height, width, channels)` of [`PolicyBackend::frame`]; a policy
+    /// without eyes does not look at it. Real-time: no Rust allocation, neither on success nor on failure.
     ///
     /// # Errors
-    /// [`PolicyError::ObservationLength`], [`PolicyError::ObservationNotFinite`], [`PolicyError::OutputNotFinite`],
-    /// [`PolicyError::Run`]. `out` then holds nothing to act on.
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError>;
+    /// [`PolicyError::ObservationLength`], [`PolicyError::ObservationNotFinite`], [`PolicyError::ImageLength`],
+    /// [`PolicyError::OutputNotFinite`], [`PolicyError::Run`]. `out` then holds nothing to act on.
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError>;
+
+    /// Size of the image that the policy looks at; `None` without eyes.
+    fn frame(&self) -> Option<FrameShape> {
+        None
+    }
 
     /// Which engine this is, for people and records.
     fn engine(&self) -> &'static str;
@@ -118,6 +130,12 @@ fn check_observation(observation: &[f32], expected: usize) -> Result<(), PolicyE
         Some(index) => Err(PolicyError::ObservationNotFinite { index }),
         None => Ok(()),
     }
+}
+
+/// What an engine with eyes demands of an image.
+fn check_image(image: &[u8], shape: FrameShape) -> Result<(), PolicyError> {
+    let expected = shape.bytes();
+    if image.len() == expected { Ok(()) } else { Err(PolicyError::ImageLength { expected, got: image.len() }) }
 }
 
 /// What every engine promises of its output.

@@ -1,7 +1,8 @@
 //! The built-in forward pass: the exported ensemble without any library.
 //!
 //! Runs [`ActorWeights`] of any number of members and layers at batch 1, without allocation after construction. It
-//! runs only what this program exports (dense layers, ReLU, optional layer norm); other graphs need ONNX Runtime.
+//! runs only what this program exports (dense layers, ReLU, optional layer norm, an encoder of images in front); other
+//! graphs need ONNX Runtime.
 //!
 //! Moments, over members i (Off2OnRL, Eq. 5, in the two-pass form that does not cancel in f32):
 //! `mean = mean_i(m_i)`, `var = mean_i(sigma_i^2 + (m_i - mean)^2)`, `std = clamp(sqrt(var), e^-20, e^2)` with
@@ -9,10 +10,12 @@
 //!
 //! Built on any thread; [`PolicyBackend::infer`] runs on the control thread.
 
+use super::eye::Eye;
 use super::panel::{Kernel, LINE, Line, ROWS, pack};
 use super::structure::{StructureError, check_actor};
-use super::{PolicyBackend, PolicyError, PolicyOutput, check_observation, check_output};
+use super::{PolicyBackend, PolicyError, PolicyOutput, check_image, check_observation, check_output};
 use crate::nn::weights::{ActorWeights, LayerWeights};
+use crate::spaces::FrameShape;
 
 /// Added to the variance in a layer norm: that of Flax, which the learner uses as well (`nn`).
 pub const LAYER_NORM_EPSILON: f32 = 1e-6;
@@ -30,9 +33,26 @@ struct Layer {
     norm: Option<(Vec<Line>, Vec<Line>)>,
 }
 
+/// What the actors see an image with.
+struct Eyes {
+    shape: FrameShape,
+    /// One for all members, or one for each.
+    encoders: Vec<Eye>,
+    /// Of the encoder that looked last.
+    features: Vec<f32>,
+    proprioception: bool,
+}
+
+impl Eyes {
+    fn look(&mut self, kernel: Kernel, encoder: usize, image: &[u8]) {
+        self.features.copy_from_slice(self.encoders[encoder].look(kernel, image));
+    }
+}
+
 /// An ensemble of actors ready to run.
 pub struct NativePolicy {
     kernel: Kernel,
+    eyes: Option<Eyes>,
     layers: Vec<Layer>,
     members: usize,
     observation_dim: usize,
@@ -53,11 +73,18 @@ impl NativePolicy {
         check_actor(actor)?;
         let stack = &actor.stack;
         let widest = stack.layers.iter().map(|l| l.inputs.max(l.outputs)).max().unwrap_or(0);
+        let eyes = actor.eyes.as_ref().map(|eyes| Eyes {
+            shape: eyes.shape,
+            encoders: eyes.encoders.iter().map(|encoder| Eye::new(encoder, eyes.shape)).collect(),
+            features: vec![0.0; eyes.features()],
+            proprioception: eyes.proprioception,
+        });
         Ok(Self {
             kernel: Kernel::detect(),
+            eyes,
             layers: stack.layers.iter().map(|layer| Layer::new(layer, stack.members)).collect(),
             members: stack.members,
-            observation_dim: stack.inputs(),
+            observation_dim: actor.observation_dim(),
             action_dim: stack.outputs() / 2,
             log_std: (actor.log_std.min, actor.log_std.max),
             activations: std::array::from_fn(|_| vec![[0.0; LINE]; widest.div_ceil(LINE)]),
@@ -68,10 +95,16 @@ impl NativePolicy {
     /// Runs one member; leaves its means and standard deviations in `heads`.
     fn run_member(&mut self, member: usize, observation: &[f32]) {
         let [input, output] = &mut self.activations;
-        let flat = input.as_flattened_mut();
-        flat[..observation.len()].copy_from_slice(observation);
-        // Rows beyond the observation have zero weights, but what is left there must be finite.
-        flat[observation.len()..observation.len().next_multiple_of(ROWS)].fill(0.0);
+        let (features, observation) = match &self.eyes {
+            None => (&[][..], observation),
+            Some(eyes) => (&eyes.features[..], if eyes.proprioception { observation } else { &[] }),
+        };
+        let (seen, rest) = input.as_flattened_mut().split_at_mut(features.len());
+        seen.copy_from_slice(features);
+        rest[..observation.len()].copy_from_slice(observation);
+        // Rows beyond the input have zero weights, but what is left there must be finite.
+        let end = (features.len() + observation.len()).next_multiple_of(ROWS) - features.len();
+        rest[observation.len()..end].fill(0.0);
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             let out = &mut output[..layer.groups];
@@ -105,14 +138,24 @@ impl NativePolicy {
 }
 
 impl PolicyBackend for NativePolicy {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         check_observation(observation, self.observation_dim)?;
+        if let Some(eyes) = &self.eyes {
+            check_image(image, eyes.shape)?;
+        }
         for member in 0..self.members {
+            if let Some(eyes) = self.eyes.as_mut().filter(|eyes| member < eyes.encoders.len()) {
+                eyes.look(self.kernel, member, image);
+            }
             self.run_member(member, observation);
         }
         self.moments(out);
         // The clamps hide a NaN in a log_std; one layer before it, the same NaN reached a mean as well.
         check_output(out)
+    }
+
+    fn frame(&self) -> Option<FrameShape> {
+        self.eyes.as_ref().map(|eyes| eyes.shape)
     }
 
     fn engine(&self) -> &'static str {
@@ -152,7 +195,7 @@ impl Layer {
 }
 
 /// `(members, outputs)` as lines, each member starting on its own.
-fn lines(values: &[f32], outputs: usize) -> Vec<Line> {
+pub(super) fn lines(values: &[f32], outputs: usize) -> Vec<Line> {
     let mut packed = Vec::with_capacity(values.len().div_ceil(outputs) * outputs.div_ceil(LINE));
     for part in values.chunks_exact(outputs).flat_map(|member| member.chunks(LINE)) {
         let mut line = Line::default();
@@ -162,7 +205,7 @@ fn lines(values: &[f32], outputs: usize) -> Vec<Line> {
     packed
 }
 
-fn relu(values: &mut [f32]) {
+pub(super) fn relu(values: &mut [f32]) {
     for value in values {
         // Not `max`: a NaN must stay one. Below the smallest normal number, arithmetic can take a hundred times
         // as long; what is that small becomes zero.
@@ -184,8 +227,8 @@ fn layer_norm(values: &mut [f32], scale: &[Line], shift: &[Line]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::checks::probe_observations;
-    use crate::policy::sample::{ensemble, normed, reference};
+    use crate::policy::checks::{Inputs, probe_observations};
+    use crate::policy::sample::{encode, ensemble, normed, reference, reference_of, seeing};
 
     #[test]
     fn activations_that_are_subnormal_become_zero_and_a_nan_stays() {
@@ -207,7 +250,7 @@ mod tests {
                 let mut policy = NativePolicy::new(&actor).unwrap();
                 let mut out = PolicyOutput::default();
                 for row in probe_observations(observation, 20).chunks_exact(observation) {
-                    policy.infer(row, &mut out).unwrap();
+                    policy.infer(row, &[], &mut out).unwrap();
                     let (mean, std) = reference(&actor, row);
                     for d in 0..action {
                         assert!((f64::from(out.mean[d]) - mean[d]).abs() < 2e-6, "{} {}", out.mean[d], mean[d]);
@@ -219,13 +262,37 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_with_eyes_is_its_encoders_in_front_of_its_stack() {
+        for (encoders, proprioception) in [(1, true), (1, false), (3, true), (3, false)] {
+            let actor = seeing(3, encoders, proprioception).actor;
+            let eyes = actor.eyes.clone().unwrap();
+            let mut policy = NativePolicy::new(&actor).unwrap();
+            assert_eq!((policy.observation_dim(), policy.frame()), (4, Some(eyes.shape)));
+            let mut out = PolicyOutput::default();
+            for (observation, image) in Inputs::of(&policy, 5).iter() {
+                policy.infer(observation, image, &mut out).unwrap();
+                let felt = if proprioception { observation } else { &[] };
+                let seen =
+                    eyes.encoders.iter().map(|encoder| [encode(encoder, eyes.shape, image), felt.to_vec()].concat());
+                let (mean, std) = reference_of(&actor, &seen.collect::<Vec<_>>());
+                for d in 0..2 {
+                    assert!((f64::from(out.mean[d]) - mean[d]).abs() < 1e-5, "{} {}", out.mean[d], mean[d]);
+                    assert!((f64::from(out.std[d]) - std[d]).abs() < 1e-5, "{} {}", out.std[d], std[d]);
+                }
+            }
+            let short = policy.infer(&[0.0; 4], &[0; 323], &mut out);
+            assert!(matches!(short, Err(PolicyError::ImageLength { expected: 324, got: 323 })));
+        }
+    }
+
+    #[test]
     fn equal_members_are_one_policy_and_the_spread_of_means_counts() {
         let mut actor = ensemble(2, 3, &[], 1).actor;
         actor.stack.layers[0].weight.fill(0.0);
         // Member 0: mean 3, log_std 0. Member 1: mean -1, log_std 9, clamped to 2.
         actor.stack.layers[0].bias = vec![3.0, 0.0, -1.0, 9.0];
         let mut out = PolicyOutput::default();
-        NativePolicy::new(&actor).unwrap().infer(&[0.0; 3], &mut out).unwrap();
+        NativePolicy::new(&actor).unwrap().infer(&[0.0; 3], &[], &mut out).unwrap();
         let sigma = 2.0_f32.exp();
         assert_eq!(out.mean(), [1.0]);
         assert!((out.std()[0] - (4.0 + f32::midpoint(1.0, sigma * sigma)).sqrt()).abs() < 1e-5);
@@ -238,7 +305,7 @@ mod tests {
         actor.stack.layers[0].weight.fill(0.0);
         actor.stack.layers[0].bias = vec![90.0, 0.0, -90.0, 0.0];
         let mut out = PolicyOutput::default();
-        NativePolicy::new(&actor).unwrap().infer(&[0.0], &mut out).unwrap();
+        NativePolicy::new(&actor).unwrap().infer(&[0.0], &[], &mut out).unwrap();
         assert_eq!(out.std(), [STD_BOUNDS.1]);
     }
 
@@ -247,12 +314,12 @@ mod tests {
         let mut policy = NativePolicy::new(&ensemble(2, 3, &[4], 1).actor).unwrap();
         let mut out = PolicyOutput::default();
         assert!(matches!(
-            policy.infer(&[0.0; 2], &mut out),
+            policy.infer(&[0.0; 2], &[], &mut out),
             Err(PolicyError::ObservationLength { expected: 3, got: 2 })
         ));
-        let nan = policy.infer(&[0.0, f32::NAN, 0.0], &mut out);
+        let nan = policy.infer(&[0.0, f32::NAN, 0.0], &[], &mut out);
         assert!(matches!(nan, Err(PolicyError::ObservationNotFinite { index: 1 })));
-        let overflow = policy.infer(&[f32::MAX, -f32::MAX, f32::MAX], &mut out);
+        let overflow = policy.infer(&[f32::MAX, -f32::MAX, f32::MAX], &[], &mut out);
         assert!(matches!(overflow, Err(PolicyError::OutputNotFinite { .. })), "{overflow:?}");
     }
 }

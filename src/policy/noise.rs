@@ -1,6 +1,7 @@
 //! A policy whose spread is a setting instead of its own (`policy.action_noise`).
 
 use super::{PolicyBackend, PolicyError, PolicyOutput};
+use crate::spaces::FrameShape;
 
 /// The policy with `std` in place of every standard deviation.
 pub(super) struct WithNoise {
@@ -9,10 +10,14 @@ pub(super) struct WithNoise {
 }
 
 impl PolicyBackend for WithNoise {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
-        self.policy.infer(observation, out)?;
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+        self.policy.infer(observation, image, out)?;
         out.std.fill(self.std);
         Ok(())
+    }
+
+    fn frame(&self) -> Option<FrameShape> {
+        self.policy.frame()
     }
 
     fn engine(&self) -> &'static str {
@@ -41,7 +46,7 @@ mod tests {
             let config = PolicyConfig { action_noise, ..PolicyConfig::default() };
             let mut prepared = Source::Ensemble(&weights, None).prepare(&spaces(3, 1), &config).unwrap();
             let mut out = PolicyOutput::default();
-            prepared.backend.infer(&[0.1, -0.2, 0.3], &mut out).unwrap();
+            prepared.backend.infer(&[0.1, -0.2, 0.3], &[], &mut out).unwrap();
             (out.mean[0], out.std[0])
         };
         let own = answer(0.0);

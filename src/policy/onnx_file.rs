@@ -8,8 +8,9 @@
 
 use prost::Message;
 
-use super::checks::probe_observations;
+use super::checks::Inputs;
 use super::native::NativePolicy;
+use super::onnx_eyes::{encoder_tensors, read_eyes};
 use super::onnx_graph::{FLOAT, graph, layer_tensors};
 use super::onnx_proto::{Entry, Graph, Model, OperatorSet, Tensor, too_many_parts};
 use super::structure::{MAX_LAYERS, StructureError, check_actor};
@@ -47,6 +48,8 @@ pub struct PolicyFile {
 pub struct Probe {
     /// `(O)`.
     pub observation: Vec<f32>,
+    /// `(height, width, channels)`; empty for actors without eyes.
+    pub image: Vec<u8>,
     /// `(A)`, before tanh.
     pub mean: Vec<f32>,
     /// `(A)`.
@@ -139,10 +142,10 @@ pub enum OnnxError {
 pub fn encode(actor: &ActorWeights, spaces: &Spaces, metadata: &[(&str, &str)]) -> Result<Vec<u8>, PolicyError> {
     let mut native = NativePolicy::new(actor)?;
     super::checks::dimensions(&native, spaces)?;
-    let observation = probe_observations(native.observation_dim(), 1);
+    let Inputs { observations: observation, images: image, .. } = Inputs::of(&native, 1);
     let mut out = PolicyOutput::default();
-    native.infer(&observation, &mut out)?;
-    let probe = Probe { mean: out.mean().to_vec(), std: out.std().to_vec(), observation };
+    native.infer(&observation, &image, &mut out)?;
+    let probe = Probe { mean: out.mean().to_vec(), std: out.std().to_vec(), observation, image };
     Ok(encode_model(actor, spaces, &probe, metadata.iter().copied()))
 }
 
@@ -157,7 +160,7 @@ fn encode_model<'a>(
         ("members", actor.stack.members.to_string()),
         ("observation", names_text(&spaces.observation)),
         ("action", names_text(&spaces.action)),
-        ("weights_crc32c", format!("{:08x}", weights_crc32c(&actor.stack))),
+        ("weights_crc32c", format!("{:08x}", weights_crc32c(actor))),
         ("probe_observation", hex(&probe.observation)),
         ("probe_mean", hex(&probe.mean)),
         ("probe_std", hex(&probe.std)),
@@ -204,27 +207,28 @@ pub fn decode(bytes: &[u8]) -> Result<PolicyFile, OnnxError> {
     if entry("kind")? != KIND {
         return Err(metadata_error("kind", entry("kind")?, KIND));
     }
-    let actor = read_actor(graph)?;
-    check_actor(&actor)?;
-    same("weights", checksum(&model.metadata, "weights_crc32c")?, weights_crc32c(&actor.stack))?;
-    let length = bytes.len() - sealed(Vec::new()).len().min(bytes.len());
-    same("file", checksum(&model.metadata, SEAL)?, crc32c::crc32c(&bytes[..length]))?;
     let names = |key| {
         let text = entry(key)?;
         serde_json::from_str(text).map_err(|_| metadata_error(key, text, "a JSON list of names"))
     };
-    let (observation_dim, action_dim) = (actor.stack.inputs(), actor.stack.outputs() / 2);
+    let spaces = Spaces { observation: names("observation")?, action: names("action")? };
+    let actor = read_actor(graph, spaces.observation_dim())?;
+    check_actor(&actor)?;
+    same("weights", checksum(&model.metadata, "weights_crc32c")?, weights_crc32c(&actor))?;
+    let length = bytes.len() - sealed(Vec::new()).len().min(bytes.len());
+    same("file", checksum(&model.metadata, SEAL)?, crc32c::crc32c(&bytes[..length]))?;
     let numbers = |key, len| {
         let text = entry(key)?;
         unhex(text, len).ok_or_else(|| metadata_error(key, text, "one group of 8 hexadecimal digits per number"))
     };
     let last = model.metadata.len().saturating_sub(1);
     let file = PolicyFile {
-        spaces: Spaces { observation: names("observation")?, action: names("action")? },
+        spaces,
         probe: Probe {
-            observation: numbers("probe_observation", observation_dim)?,
-            mean: numbers("probe_mean", action_dim)?,
-            std: numbers("probe_std", action_dim)?,
+            observation: numbers("probe_observation", actor.observation_dim())?,
+            image: Inputs::new(1, actor.frame(), 1).images,
+            mean: numbers("probe_mean", actor.action_dim())?,
+            std: numbers("probe_std", actor.action_dim())?,
         },
         actor,
         metadata: model.metadata[OWN_ENTRIES.min(last)..last]
@@ -240,11 +244,13 @@ pub fn decode(bytes: &[u8]) -> Result<PolicyFile, OnnxError> {
     }
 }
 
-/// CRC-32C over the little-endian bytes of `w1, b1, (scale1, shift1), w2, ...`.
-pub fn weights_crc32c(stack: &StackWeights) -> u32 {
+/// CRC-32C over the little-endian bytes of `w1, b1, (scale1, shift1), w2, ...`, and behind them those of each encoder.
+pub fn weights_crc32c(actor: &ActorWeights) -> u32 {
     let mut crc = 0;
     let mut block = Vec::with_capacity(1 << 14);
-    for values in stack.layers.iter().flat_map(layer_tensors).flat_map(|(_, values)| values.chunks(1 << 12)) {
+    let layers = actor.stack.layers.iter().flat_map(layer_tensors).map(|(_, values)| values);
+    let encoders = actor.eyes.iter().flat_map(|eyes| &eyes.encoders).flat_map(encoder_tensors);
+    for values in layers.chain(encoders).flat_map(|values| values.chunks(1 << 12)) {
         block.clear();
         block.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         crc = crc32c::crc32c_append(crc, &block);
@@ -252,7 +258,7 @@ pub fn weights_crc32c(stack: &StackWeights) -> u32 {
     crc
 }
 
-fn read_actor(graph: &Graph) -> Result<ActorWeights, OnnxError> {
+fn read_actor(graph: &Graph, observation_dim: usize) -> Result<ActorWeights, OnnxError> {
     let mut layers = Vec::new();
     let mut members = 0;
     for number in 1..=MAX_LAYERS {
@@ -278,15 +284,19 @@ fn read_actor(graph: &Graph) -> Result<ActorWeights, OnnxError> {
         Ok::<_, OnnxError>(read_tensor::<0>(tensor, "[]")?.1[0])
     };
     let log_std = LogStdBounds { min: bound("log_std_min")?, max: bound("log_std_max")? };
-    Ok(ActorWeights { stack: StackWeights { members, layers }, log_std })
+    let eyes = read_eyes(graph, observation_dim)?;
+    Ok(ActorWeights { stack: StackWeights { members, layers }, log_std, eyes })
 }
 
-fn find<'a>(graph: &'a Graph, name: &str) -> Option<&'a Tensor> {
+pub(super) fn find<'a>(graph: &'a Graph, name: &str) -> Option<&'a Tensor> {
     graph.initializer.iter().find(|t| t.name == name)
 }
 
 /// Shape and numbers of a tensor with `D` dimensions.
-fn read_tensor<const D: usize>(tensor: &Tensor, expected: &'static str) -> Result<([usize; D], Vec<f32>), OnnxError> {
+pub(super) fn read_tensor<const D: usize>(
+    tensor: &Tensor,
+    expected: &'static str,
+) -> Result<([usize; D], Vec<f32>), OnnxError> {
     let wrong = || OnnxError::Tensor {
         name: tensor.name.chars().take(40).collect(),
         data_type: tensor.data_type,
@@ -322,7 +332,7 @@ fn version(what: &'static str, got: i64, expected: i64) -> Result<(), OnnxError>
     if got == expected { Ok(()) } else { Err(OnnxError::Version { what, got, expected }) }
 }
 
-fn missing(what: &'static str, name: &str) -> OnnxError {
+pub(super) fn missing(what: &'static str, name: &str) -> OnnxError {
     OnnxError::Missing { what, name: String::from(name) }
 }
 
@@ -347,7 +357,7 @@ fn unhex(text: &str, len: usize) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::sample::{ensemble, normed, spaces};
+    use crate::policy::sample::{ensemble, normed, seeing, spaces};
 
     fn file() -> (ActorWeights, Vec<u8>) {
         let mut actor = ensemble(3, 4, &[8, 5], 2).actor;
@@ -366,6 +376,20 @@ mod tests {
         assert_eq!(read.metadata, [(String::from("generation"), String::from("7"))]);
         assert_eq!(read.probe.observation, [-1.0, -1.0 / 3.0, 1.0 / 3.0, 1.0]);
         assert_eq!(bytes, encode(&actor, &spaces(4, 2), &[("generation", "7")]).unwrap(), "not the same bytes twice");
+    }
+
+    #[test]
+    fn actors_with_eyes_are_read_back_and_every_truncation_is_refused() {
+        for (encoders, proprioception) in [(1, true), (1, false), (3, true), (3, false)] {
+            let actor = seeing(3, encoders, proprioception).actor;
+            let bytes = encode(&actor, &spaces(4, 2), &[]).unwrap();
+            let read = decode(&bytes).unwrap();
+            assert_eq!(read.actor, actor);
+            assert_eq!(read.probe.image.len(), 12 * 9 * 3);
+            for len in (0..bytes.len()).step_by(97) {
+                assert!(decode(&bytes[..len]).is_err(), "accepted {len} of {} bytes", bytes.len());
+            }
+        }
     }
 
     #[test]

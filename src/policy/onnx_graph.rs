@@ -6,10 +6,11 @@
 //! mean = ReduceMean(mu) ; var = ReduceMean(sigma^2 + (mu - mean)^2)
 //! std = Clip(Sqrt(var), std_min, std_max) ; action = Tanh(mean)
 //! ```
-//! The names are a contract (`docs/policy-bundle.md`). Two passes for the variance: `E[x^2] - E[x]^2` loses up to
+//! What comes in front where the actors have eyes is in [`super::onnx_eyes`]. The names are a contract (`docs/policy-bundle.md`). Two passes for the variance: `E[x^2] - E[x]^2` loses up to
 //! all digits of a small standard deviation in f32.
 
 use super::native::{LAYER_NORM_EPSILON, STD_BOUNDS};
+use super::onnx_eyes::image_info;
 use super::onnx_proto::{Attribute, Dimension, Graph, Node, Shape, Tensor, TensorType, Type, ValueInfo};
 use crate::nn::weights::{ActorWeights, LayerWeights};
 
@@ -22,10 +23,9 @@ const F32: usize = size_of::<f32>();
 
 /// The graph of an ensemble.
 pub(super) fn graph(actor: &ActorWeights) -> Graph {
-    let (observation, outputs) = (actor.stack.inputs(), actor.stack.outputs());
-    let action = outputs / 2;
+    let action = actor.action_dim();
     let mut builder = Builder::default();
-    let mut value = String::from("obs");
+    let mut value = actor.eyes.as_ref().map_or_else(|| String::from("obs"), |eyes| builder.eyes(eyes));
     for (index, layer) in actor.stack.layers.iter().enumerate() {
         let last = index + 1 == actor.stack.layers.len();
         value = builder.layer(&value, index + 1, layer, actor.stack.members, last);
@@ -39,7 +39,7 @@ pub(super) fn graph(actor: &ActorWeights) -> Graph {
         node: builder.nodes,
         name: String::from("ensemble_policy"),
         initializer: builder.tensors,
-        input: vec![value_info("obs", observation)],
+        input: [value_info("obs", actor.observation_dim())].into_iter().chain(actor.frame().map(image_info)).collect(),
         output: ["mean", "std", "action"].map(|name| value_info(name, action)).to_vec(),
         sparse_initializer: Vec::new(),
     }
@@ -52,7 +52,7 @@ pub(super) fn layer_tensors(layer: &LayerWeights) -> impl Iterator<Item = (&'sta
 }
 
 #[derive(Default)]
-struct Builder {
+pub(super) struct Builder {
     nodes: Vec<Node>,
     tensors: Vec<Tensor>,
 }
@@ -91,14 +91,7 @@ impl Builder {
 
     /// From the last layer's output to the three graph outputs.
     fn heads(&mut self, value: &str, action: usize) {
-        let sizes = [action as i64; 2].iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.push(Tensor {
-            dims: vec![2],
-            data_type: INT64,
-            name: String::from("sizes"),
-            raw_data: sizes,
-            ..Tensor::default()
-        });
+        self.integers("sizes", &[action; 2]);
         self.node_with("Split", &[value, "sizes"], &["mu", "ls"], vec![axis(2)]);
         self.node("Clip", &["ls", "log_std_min", "log_std_max"], "log_std");
         self.node("Exp", &["log_std"], "sigma");
@@ -120,11 +113,11 @@ impl Builder {
         self.node_with("ReduceMean", &[input], &[output], vec![axes, keep]);
     }
 
-    fn node(&mut self, op_type: &str, input: &[&str], output: &str) {
+    pub(super) fn node(&mut self, op_type: &str, input: &[&str], output: &str) {
         self.node_with(op_type, input, &[output], Vec::new());
     }
 
-    fn node_with(&mut self, op_type: &str, input: &[&str], output: &[&str], attribute: Vec<Attribute>) {
+    pub(super) fn node_with(&mut self, op_type: &str, input: &[&str], output: &[&str], attribute: Vec<Attribute>) {
         let strings = |names: &[&str]| names.iter().map(|n| String::from(*n)).collect();
         self.nodes.push(Node {
             input: strings(input),
@@ -135,11 +128,18 @@ impl Builder {
         });
     }
 
-    fn scalar(&mut self, name: &str, value: f32) {
+    pub(super) fn scalar(&mut self, name: &str, value: f32) {
         self.tensor(name, &[], &[value]);
     }
 
-    fn tensor(&mut self, name: &str, dims: &[usize], values: &[f32]) {
+    /// A list of whole numbers.
+    pub(super) fn integers(&mut self, name: &str, values: &[usize]) {
+        let raw_data = values.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect();
+        let (dims, name) = (vec![values.len() as i64], String::from(name));
+        self.tensors.push(Tensor { dims, data_type: INT64, name, raw_data, ..Tensor::default() });
+    }
+
+    pub(super) fn tensor(&mut self, name: &str, dims: &[usize], values: &[f32]) {
         let mut raw_data = Vec::with_capacity(values.len() * F32);
         raw_data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         let dims = dims.iter().map(|d| *d as i64).collect();
@@ -147,11 +147,11 @@ impl Builder {
     }
 }
 
-fn attribute(name: &str, kind: i32) -> Attribute {
+pub(super) fn attribute(name: &str, kind: i32) -> Attribute {
     Attribute { name: String::from(name), kind, ..Attribute::default() }
 }
 
-fn axis(axis: i64) -> Attribute {
+pub(super) fn axis(axis: i64) -> Attribute {
     Attribute { i: axis, ..attribute("axis", 2) }
 }
 

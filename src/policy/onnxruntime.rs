@@ -27,7 +27,9 @@ use ort::sys::{OrtApiBase, OrtStatusPtr};
 use ort::value::{Outlet, Tensor, TensorElementType};
 use ort::{AsPointer, LoadDynamicError};
 
-use super::{MAX_ACTION, PolicyBackend, PolicyError, PolicyOutput, check_observation, check_output};
+use super::onnx_eyes::IMAGE;
+use super::{MAX_ACTION, PolicyBackend, PolicyError, PolicyOutput, check_image, check_observation, check_output};
+use crate::spaces::FrameShape;
 
 /// Why ONNX Runtime, or a session in it, is not there.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +72,9 @@ pub enum RuntimeError {
         path: PathBuf,
     },
     /// The model has other inputs or outputs than a policy.
-    #[error("ONNX Runtime sees {direction} `{name}` as {found}, a policy has float32 [1, n] there")]
+    #[error(
+        "ONNX Runtime sees {direction} `{name}` as {found}, a policy has float32 [1, n] there, or uint8 [1, height, width, channels] for an image"
+    )]
     Interface {
         /// `input` or `output`.
         direction: &'static str,
@@ -188,28 +192,40 @@ fn log_line(level: LogLevel, category: &str, _id: &str, location: &str, message:
     log::log!(target: "onnxruntime", level, "{category} {location}: {message}");
 }
 
-/// A session of one thread whose input and outputs, float32 `[1, n]` each, live in memory that stays.
+/// A session of one thread whose inputs and outputs, float32 `[1, n]` each, and perhaps an image, live in memory that
+/// stays.
 pub(super) struct Bound {
     // The binding before the tensors it points to.
     binding: IoBinding,
     session: Session,
     input: CString,
     observation: Tensor<f32>,
+    image: Option<Image>,
     outputs: Vec<Tensor<f32>>,
     pub(super) engine: &'static str,
 }
 
+/// The image input, uint8 `[1, height, width, channels]`.
+struct Image {
+    name: CString,
+    shape: FrameShape,
+    pixels: Tensor<u8>,
+}
+
 impl Bound {
-    /// Makes a session from the bytes of an ONNX file with this one input and at least these outputs.
+    /// Makes a session from the bytes of an ONNX file with this input, perhaps an image, and at least these outputs.
     pub(super) fn new(
         runtime: &'static Runtime,
         bytes: &[u8],
         input: &str,
+        image: Option<&str>,
         outputs: &[&str],
     ) -> Result<Self, RuntimeError> {
         let interface = |direction, name: &str, found| RuntimeError::Interface { direction, name: name.into(), found };
         let session = builder(runtime)?.commit_from_memory(bytes)?;
-        if session.inputs().len() != 1 {
+        let image = image.and_then(|name| session.inputs().iter().find(|outlet| outlet.name() == name));
+        let image = image.map(Image::new).transpose()?;
+        if session.inputs().len() != 1 + usize::from(image.is_some()) {
             return Err(interface("input", input, format!("one of {} inputs", session.inputs().len())));
         }
         let tensor = |width: usize| Tensor::<f32>::new(&Allocator::default(), [1, width]);
@@ -222,7 +238,7 @@ impl Bound {
             bound.push(output);
         }
         let input = CString::new(input).map_err(|_| interface("input", "", String::from("a name with a NUL")))?;
-        Ok(Self { binding, session, input, observation, outputs: bound, engine: runtime.name() })
+        Ok(Self { binding, session, input, observation, image, outputs: bound, engine: runtime.name() })
     }
 
     /// Length of the input.
@@ -230,23 +246,54 @@ impl Bound {
         self.observation.extract_tensor().1.len()
     }
 
+    /// Size of the image, if there is one.
+    pub(super) fn frame(&self) -> Option<FrameShape> {
+        self.image.as_ref().map(|image| image.shape)
+    }
+
     /// An output of the last run.
     pub(super) fn output(&self, index: usize) -> &[f32] {
         self.outputs[index].extract_tensor().1
     }
 
-    /// Binds the observation, of [`Bound::width`], and runs the session.
-    pub(super) fn run(&mut self, observation: &[f32]) -> Result<(), PolicyError> {
+    /// Binds the observation, of [`Bound::width`], and the image, of [`Bound::frame`], and runs the session.
+    pub(super) fn run(&mut self, observation: &[f32], pixels: &[u8]) -> Result<(), PolicyError> {
         self.observation.extract_tensor_mut().1.copy_from_slice(observation);
+        if let Some(image) = &mut self.image {
+            image.pixels.extract_tensor_mut().1.copy_from_slice(pixels);
+        }
         let api = ort::api();
-        // SAFETY: `binding`, `observation` and `session` are live objects of this runtime, owned by `self`, and
-        // `&mut self` keeps every other use away; the name is a C string of `self`. `observation` outlives the
-        // binding's use of it: it is never replaced and is dropped after the binding. The outputs were bound by
+        // SAFETY: `binding`, `observation`, `image` and `session` are live objects of this runtime, owned by `self`, and
+        // `&mut self` keeps every other use away; the names are C strings of `self`. The two inputs outlive the
+        // binding's use of them: they are never replaced and are dropped after the binding. The outputs were bound by
         // `new` to tensors of the shapes that the session states. Null run options mean the defaults.
         unsafe {
             status((api.BindInput)(self.binding.ptr().cast_mut(), self.input.as_ptr(), self.observation.ptr()))?;
+            if let Some(Image { name, pixels, .. }) = &self.image {
+                status((api.BindInput)(self.binding.ptr().cast_mut(), name.as_ptr(), pixels.ptr()))?;
+            }
             status((api.RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))
         }
+    }
+}
+
+impl Image {
+    fn new(outlet: &Outlet) -> Result<Self, RuntimeError> {
+        let wrong = || RuntimeError::Interface {
+            direction: "input",
+            name: outlet.name().into(),
+            found: outlet.dtype().to_string(),
+        };
+        let kind = outlet.dtype();
+        let (Some(TensorElementType::Uint8), Some(&[1, height, width, channels])) =
+            (kind.tensor_type(), kind.tensor_shape().map(|s| &s[..]))
+        else {
+            return Err(wrong());
+        };
+        let number = |n: i64| u16::try_from(n).ok().filter(|n| *n > 0).ok_or_else(wrong);
+        let shape = FrameShape { width: number(width)?, height: number(height)?, channels: number(channels)? };
+        let pixels = Tensor::<u8>::new(&Allocator::default(), [1, height, width, channels])?;
+        Ok(Self { name: CString::new(outlet.name()).map_err(|_| wrong())?, shape, pixels })
     }
 }
 
@@ -258,12 +305,12 @@ pub struct OrtPolicy {
 }
 
 impl OrtPolicy {
-    /// Makes a session from the bytes of an ONNX file with input `obs` and outputs `mean` and `std`.
+    /// Makes a session from the bytes of an ONNX file with input `obs`, perhaps `image`, and outputs `mean` and `std`.
     ///
     /// # Errors
     /// When ONNX Runtime refuses the model, or its inputs and outputs are not those of a policy.
     pub fn new(runtime: &'static Runtime, bytes: &[u8]) -> Result<Self, RuntimeError> {
-        let bound = Bound::new(runtime, bytes, "obs", &["mean", "std"])?;
+        let bound = Bound::new(runtime, bytes, "obs", Some(IMAGE), &["mean", "std"])?;
         let (action_dim, std_dim) = (bound.output(0).len(), bound.output(1).len());
         if action_dim > MAX_ACTION || std_dim != action_dim {
             let found = format!("{action_dim} means and {std_dim} deviations");
@@ -274,14 +321,21 @@ impl OrtPolicy {
 }
 
 impl PolicyBackend for OrtPolicy {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         check_observation(observation, self.observation_dim)?;
-        self.bound.run(observation)?;
+        if let Some(shape) = self.bound.frame() {
+            check_image(image, shape)?;
+        }
+        self.bound.run(observation, image)?;
         *out = PolicyOutput { action_dim: self.action_dim, ..PolicyOutput::default() };
         for (index, values) in [&mut out.mean, &mut out.std].into_iter().enumerate() {
             values[..self.action_dim].copy_from_slice(self.bound.output(index));
         }
         check_output(out)
+    }
+
+    fn frame(&self) -> Option<FrameShape> {
+        self.bound.frame()
     }
 
     fn engine(&self) -> &'static str {

@@ -6,13 +6,15 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use super::checks::{agree, dimensions, names, probe_observations, recorded, responds, warm_up};
+use super::checks::{Inputs, agree, dimensions, names, recorded, responds, warm_up};
 use super::native::NativePolicy;
+use super::onnx_eyes::encoder_tensors;
+use super::onnx_graph::layer_tensors;
 use super::onnxruntime::{OrtPolicy, Runtime, RuntimeError};
 use super::{PolicyBackend, PolicyError, onnx_file};
 use crate::config::{PolicyConfig, PolicyEngine};
-use crate::nn::weights::{ActorWeights, LayerWeights};
-use crate::spaces::Spaces;
+use crate::nn::weights::ActorWeights;
+use crate::spaces::{FrameShape, Spaces};
 
 /// Runs before a policy is offered, each on another observation.
 pub(super) const WARM_UP_RUNS: usize = 20;
@@ -49,6 +51,8 @@ pub struct Report {
     pub observation_dim: usize,
     /// A.
     pub action_dim: usize,
+    /// Size of the image that it looks at, if it has eyes.
+    pub frame: Option<FrameShape>,
     /// Largest difference to the answer recorded in the file.
     pub probe_difference: f32,
     /// Largest difference between the two engines over [`WARM_UP_RUNS`] observations, when both are there.
@@ -60,7 +64,11 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { engine, members, observation_dim, action_dim, probe_difference, .. } = self;
-        write!(f, "{members} members, {observation_dim} -> {action_dim}, run by {engine} in {:?}", self.run_time)?;
+        write!(f, "{members} members, {observation_dim} -> {action_dim}, ")?;
+        if let Some(shape) = self.frame {
+            write!(f, "{shape}, ")?;
+        }
+        write!(f, "run by {engine} in {:?}", self.run_time)?;
         if let Some(base) = self.base {
             write!(f, ", on a base by {base}")?;
         }
@@ -85,21 +93,25 @@ pub fn prepare(actor: &ActorWeights, spaces: &Spaces, config: &PolicyConfig) -> 
 ///
 /// Done to the numbers because the processor's own switch (FTZ, DAZ) may not be changed from Rust.
 fn without_subnormals(actor: &ActorWeights) -> Cow<'_, ActorWeights> {
-    fn values(actor: &mut ActorWeights) -> impl Iterator<Item = &mut f32> {
-        actor.stack.layers.iter_mut().flat_map(|layer| {
-            let norm = layer.layer_norm.iter_mut().flat_map(|(scale, shift)| scale.iter_mut().chain(shift));
-            layer.weight.iter_mut().chain(&mut layer.bias).chain(norm)
-        })
+    fn arrays(actor: &mut ActorWeights) -> impl Iterator<Item = &mut Vec<f32>> {
+        let layers = actor.stack.layers.iter_mut().flat_map(|layer| {
+            let norm = layer.layer_norm.iter_mut().flat_map(|(scale, shift)| [scale, shift]);
+            [&mut layer.weight, &mut layer.bias].into_iter().chain(norm)
+        });
+        let encoders = actor.eyes.iter_mut().flat_map(|eyes| &mut eyes.encoders).flat_map(|encoder| {
+            let convolutions = encoder.convolutions.iter_mut().flat_map(|c| [&mut c.weight, &mut c.bias]);
+            convolutions.chain([&mut encoder.dense_weight, &mut encoder.dense_bias])
+        });
+        layers.chain(encoders)
     }
-    let mut actor = Cow::Borrowed(actor);
-    let subnormal = |layer: &LayerWeights| {
-        let norm = layer.layer_norm.iter().flat_map(|(scale, shift)| scale.iter().chain(shift));
-        layer.weight.iter().chain(&layer.bias).chain(norm).any(|value| value.is_subnormal())
-    };
-    if actor.stack.layers.iter().any(subnormal) {
-        values(actor.to_mut()).filter(|value| value.is_subnormal()).for_each(|value| *value = 0.0);
+    let subnormal = |values: &[f32]| values.iter().any(|value| value.is_subnormal());
+    let layers = actor.stack.layers.iter().any(|layer| layer_tensors(layer).any(|(_, values)| subnormal(values)));
+    if !layers && !actor.eyes.iter().flat_map(|eyes| &eyes.encoders).flat_map(encoder_tensors).any(subnormal) {
+        return Cow::Borrowed(actor);
     }
-    actor
+    let mut cleaned = actor.clone();
+    arrays(&mut cleaned).flatten().filter(|value| value.is_subnormal()).for_each(|value| *value = 0.0);
+    Cow::Owned(cleaned)
 }
 
 /// Prepares an exported policy, for example that of a bundle ([`super::Bundle::onnx`]).
@@ -111,14 +123,14 @@ pub fn prepare_file(bytes: &[u8], spaces: &Spaces, config: &PolicyConfig) -> Res
     names(&file.spaces, spaces)?;
     let mut native = NativePolicy::new(&file.actor)?;
     dimensions(&native, spaces)?;
-    let observations = probe_observations(native.observation_dim(), WARM_UP_RUNS);
+    let inputs = Inputs::of(&native, WARM_UP_RUNS);
     let mut probe_difference = recorded(&mut native, &file.probe)?;
-    responds(&mut native, &observations)?;
+    responds(&mut native, &inputs)?;
     let (engine, mut backend, engine_difference): (_, Box<dyn PolicyBackend>, _) = if wants_onnxruntime(config)? {
         let mut ort = OrtPolicy::new(Runtime::load(&config.onnxruntime)?, bytes)?;
         dimensions(&ort, spaces)?;
         probe_difference = recorded(&mut ort, &file.probe)?;
-        let difference = agree(&mut native, &mut ort, &observations)?;
+        let difference = agree(&mut native, &mut ort, &inputs)?;
         (Engine::Onnxruntime, Box::new(ort), Some(difference))
     } else {
         (Engine::Builtin, Box::new(native), None)
@@ -129,9 +141,10 @@ pub fn prepare_file(bytes: &[u8], spaces: &Spaces, config: &PolicyConfig) -> Res
         members: file.actor.stack.members,
         observation_dim: backend.observation_dim(),
         action_dim: backend.action_dim(),
+        frame: backend.frame(),
         probe_difference,
         engine_difference,
-        run_time: warm_up(&mut *backend, &observations)?,
+        run_time: warm_up(&mut *backend, &inputs)?,
     };
     Ok(Prepared { backend, engine, report })
 }

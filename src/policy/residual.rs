@@ -15,7 +15,7 @@ use super::prepare::Prepared;
 use super::{AnyBundle, PolicyBackend, PolicyError, PolicyOutput};
 use crate::config::PolicyConfig;
 use crate::nn::weights::ActorWeights;
-use crate::spaces::Spaces;
+use crate::spaces::{FrameShape, Spaces};
 
 /// Logarithm of a new residual's standard deviation: the first actions are the base's but for a little noise.
 const FIRST_LOG_STD: f32 = -2.0;
@@ -141,14 +141,14 @@ impl Frozen {
         &self.residual
     }
 
-    /// Actions for observations `(B, O)`: `(B, A)`, row-major.
+    /// Actions for observations `(B, O)`: `(B, A)`, row-major. Of a base without eyes.
     ///
     /// # Errors
     /// As [`PolicyBackend::infer`].
     pub fn actions(&mut self, observations: &[f32]) -> Result<Vec<f32>, PolicyError> {
         let mut actions = Vec::new();
         for row in observations.chunks_exact(self.policy.observation_dim().max(1)) {
-            self.policy.infer(row, &mut self.output)?;
+            self.policy.infer(row, &[], &mut self.output)?;
             actions.extend((0..self.output.action_dim).map(|d| self.output.action(d, 0.0)));
         }
         Ok(actions)
@@ -162,15 +162,19 @@ struct ResidualPolicy {
 }
 
 impl PolicyBackend for ResidualPolicy {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         let Frozen { policy, output, residual } = &mut self.base;
-        policy.infer(observation, output)?;
-        self.residual.infer(observation, out)?;
+        policy.infer(observation, image, output)?;
+        self.residual.infer(observation, image, out)?;
         out.scale = residual.scale;
         for (d, base) in out.base[..out.action_dim].iter_mut().enumerate() {
             *base = output.action(d, 0.0);
         }
         Ok(())
+    }
+
+    fn frame(&self) -> Option<FrameShape> {
+        self.base.policy.frame().or(self.residual.frame())
     }
 
     fn engine(&self) -> &'static str {

@@ -1,12 +1,14 @@
 //! Networks for tests, and their answers by plain loops.
 
+use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::native::LAYER_NORM_EPSILON;
-use crate::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
-use crate::spaces::Spaces;
+use crate::nn::weights::{ActorWeights, EnsembleWeights, Eyes, LayerWeights, LogStdBounds, StackWeights};
+use crate::nn::{ConvEncoder, ConvEncoderWeights, ConvWeights};
+use crate::spaces::{FrameShape, Spaces};
 
 /// Random networks with critics.
 pub(super) fn ensemble(members: usize, observation: usize, hidden: &[usize], action: usize) -> EnsembleWeights {
@@ -22,9 +24,39 @@ pub(super) fn ensemble(members: usize, observation: usize, hidden: &[usize], act
         StackWeights { members, layers: layers.collect() }
     };
     let critics: [StackWeights; 4] = std::array::from_fn(|_| stack(observation + action, 1));
-    let actor = ActorWeights { stack: stack(observation, 2 * action), log_std: LogStdBounds::default() };
+    let actor = ActorWeights { stack: stack(observation, 2 * action), log_std: LogStdBounds::default(), eyes: None };
     let [critic1, critic2, target1, target2] = critics;
-    EnsembleWeights { actor, critic1, critic2, targets: Some((target1, target2)), log_alpha: Some(-0.5) }
+    EnsembleWeights { actor, critic1, critic2, targets: Some((target1, target2)), log_alpha: Some(-0.5), encoder: None }
+}
+
+/// A random encoder of images of this size.
+pub(super) fn encoder(shape: FrameShape, channels: &[u16], features: usize, seed: u64) -> ConvEncoderWeights {
+    let mut random = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(seed));
+    let mut draw = |n: usize, inputs: usize| {
+        let scale = 1.0 / (inputs as f32).sqrt();
+        random.by_ref().take(n).map(|v: f32| v * scale).collect::<Vec<f32>>()
+    };
+    let widths: Vec<usize> = [shape.channels].iter().chain(channels).map(|n| usize::from(*n)).collect();
+    let convolutions = widths.windows(2).map(|w| ConvWeights {
+        inputs: w[0],
+        outputs: w[1],
+        weight: draw(9 * w[0] * w[1], 9 * w[0]),
+        bias: draw(w[1], 9 * w[0]),
+    });
+    let convolutions: Vec<_> = convolutions.collect();
+    let halved = |n: u16| usize::from(n) >> (channels.len() - 1);
+    let flat = widths[channels.len()] * halved(shape.width) * halved(shape.height);
+    let (dense_weight, dense_bias) = (draw(flat * features, flat), draw(features, flat));
+    ConvEncoderWeights { convolutions, dense: (flat, features), dense_weight, dense_bias }
+}
+
+/// Random networks with critics whose actors see an image; `encoders`: 1 for all members, or one for each.
+pub(super) fn seeing(members: usize, encoders: usize, proprioception: bool) -> EnsembleWeights {
+    let (shape, observation_dim, features) = (FrameShape { width: 12, height: 9, channels: 3 }, 4, 10);
+    let mut weights = ensemble(members, features + if proprioception { observation_dim } else { 0 }, &[16], 2);
+    let encoders = (0..encoders).map(|e| encoder(shape, &[5, 4], features, e as u64)).collect();
+    weights.actor.eyes = Some(Eyes { shape, encoders, observation_dim, proprioception });
+    weights
 }
 
 /// Puts a layer norm behind every hidden layer.
@@ -41,11 +73,24 @@ pub(super) fn spaces(observation: usize, action: usize) -> Spaces {
     Spaces { observation: names("o", observation), action: names("a", action) }
 }
 
+/// Features of an image, by the learner's encoder.
+pub(super) fn encode(encoder: &ConvEncoderWeights, shape: FrameShape, image: &[u8]) -> Vec<f32> {
+    let dims = (1, usize::from(shape.height), usize::from(shape.width), usize::from(shape.channels));
+    let image = Tensor::from_slice(image, dims, &Device::Cpu).unwrap();
+    let encoder = ConvEncoder::from_weights(encoder, &Device::Cpu).unwrap();
+    encoder.forward(&image).unwrap().features.flatten_all().unwrap().to_vec1().unwrap()
+}
+
 /// The ensemble's moments by plain loops in f64.
 pub(super) fn reference(actor: &ActorWeights, observation: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    reference_of(actor, &[observation.to_vec()])
+}
+
+/// The same; `inputs`: what all members see, or each.
+pub(super) fn reference_of(actor: &ActorWeights, inputs: &[Vec<f32>]) -> (Vec<f64>, Vec<f64>) {
     let heads: Vec<Vec<f64>> = (0..actor.stack.members)
         .map(|m| {
-            let mut x: Vec<f64> = observation.iter().map(|v| f64::from(*v)).collect();
+            let mut x: Vec<f64> = inputs[m % inputs.len()].iter().map(|v| f64::from(*v)).collect();
             for (index, layer) in actor.stack.layers.iter().enumerate() {
                 let weight = &layer.weight[m * layer.inputs * layer.outputs..];
                 let mut y: Vec<f64> = (0..layer.outputs)

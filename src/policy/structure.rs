@@ -5,12 +5,15 @@
 
 use firmware_bridge::{MAX_ACTION, MAX_OBSERVATION};
 
-use crate::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
+use crate::nn::weights::{ActorWeights, Encoders, EnsembleWeights, Eyes, LayerWeights, LogStdBounds, StackWeights};
+use crate::nn::{ConvEncoderWeights, MAX_CONVOLUTIONS};
 
 /// Most members of an ensemble.
 pub const MAX_MEMBERS: usize = 64;
 /// Most layers of a network.
 pub const MAX_LAYERS: usize = 16;
+/// Largest image, bytes.
+const MAX_IMAGE: usize = 1 << 22;
 /// Widest layer.
 pub const MAX_WIDTH: usize = 8192;
 
@@ -108,9 +111,70 @@ pub fn check_actor(actor: &ActorWeights) -> Result<(), StructureError> {
     check_stack("actor", &actor.stack)?;
     check_log_std(actor.log_std)?;
     let outputs = actor.stack.outputs();
-    within("actor", "the observation length", actor.stack.inputs(), 1, MAX_OBSERVATION)?;
+    within("actor", "the observation length", actor.observation_dim(), 1, MAX_OBSERVATION)?;
+    if let Some(eyes) = &actor.eyes {
+        check_eyes(eyes, &actor.stack)?;
+    }
     within("actor", "the action length", outputs / 2, 1, MAX_ACTION)?;
     equal("actor", "the output width (means and log standard deviations)", outputs / 2 * 2, outputs)
+}
+
+/// Checks encoders, and that the actors are as wide as what they see.
+fn check_eyes(eyes: &Eyes, actors: &StackWeights) -> Result<(), StructureError> {
+    let network = "encoder";
+    within(network, "the number of bytes of an image", eyes.shape.bytes(), 1, MAX_IMAGE)?;
+    let own = eyes.encoders.len();
+    if own != 1 {
+        equal(network, "the number of encoders (one, or one for each actor)", actors.members, own)?;
+    }
+    for encoder in &eyes.encoders {
+        check_encoder(encoder, eyes)?;
+        equal(network, "the number of features", eyes.features(), encoder.dense.1)?;
+    }
+    let seen = eyes.features() + if eyes.proprioception { eyes.observation_dim } else { 0 };
+    equal("actor", "the input width (features and, with proprioception, observation)", seen, actors.inputs())
+}
+
+/// Checks one encoder for images of `eyes.shape`.
+fn check_encoder(encoder: &ConvEncoderWeights, eyes: &Eyes) -> Result<(), StructureError> {
+    let network = "encoder";
+    within(network, "the number of convolutions", encoder.convolutions.len(), 1, MAX_CONVOLUTIONS)?;
+    let (mut channels, mut height, mut width) =
+        (usize::from(eyes.shape.channels), usize::from(eyes.shape.height), usize::from(eyes.shape.width));
+    for (layer, conv) in encoder.convolutions.iter().enumerate() {
+        if layer > 0 {
+            (height, width) = (height / 2, width / 2);
+        }
+        within(network, "the number of channels of a convolution", conv.outputs, 1, MAX_WIDTH)?;
+        equal(network, "the input channels of a convolution", channels, conv.inputs)?;
+        let tensors = [("weight", &conv.weight, conv.outputs * channels * 9), ("bias", &conv.bias, conv.outputs)];
+        check_tensors(network, layer, tensors)?;
+        channels = conv.outputs;
+    }
+    let ((inputs, outputs), layer) = (encoder.dense, encoder.convolutions.len());
+    within(network, "the number of features", outputs, 1, MAX_WIDTH)?;
+    within(network, "the number of pixels behind the poolings", height * width, 1, MAX_IMAGE)?;
+    equal(network, "the input width of the dense layer", channels * height * width, inputs)?;
+    let tensors = [("weight", &encoder.dense_weight, inputs * outputs), ("bias", &encoder.dense_bias, outputs)];
+    check_tensors(network, layer, tensors)
+}
+
+/// The critics' encoders: of the actors' shape, as many as there are critics.
+fn check_critic_eyes(weights: &EnsembleWeights) -> Result<(), StructureError> {
+    let Some(others) = &weights.encoder else { return Ok(()) };
+    let Some(eyes) = &weights.actor.eyes else {
+        let (what, expected, got) = ("the number of actors' encoders beside the critics'", 1, 0);
+        return Err(StructureError::Mismatch { network: "encoder", what, expected, got });
+    };
+    let own = if matches!(others, Encoders::Shared { .. }) { 1 } else { weights.critic1.members };
+    for (network, encoders) in others.by_network() {
+        equal(network, "the number of encoders", own, encoders.len())?;
+        for encoder in encoders {
+            check_encoder(encoder, eyes)?;
+            equal(network, "the number of features", eyes.features(), encoder.dense.1)?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks everything a pretrained ensemble brings. Critics may be absent, both or none; a single actor may have any
@@ -120,6 +184,7 @@ pub fn check_actor(actor: &ActorWeights) -> Result<(), StructureError> {
 /// The first thing that is wrong.
 pub fn check_ensemble(weights: &EnsembleWeights) -> Result<(), StructureError> {
     check_actor(&weights.actor)?;
+    check_critic_eyes(weights)?;
     let critics = [("critic1", &weights.critic1), ("critic2", &weights.critic2)];
     let targets = weights.targets.iter().flat_map(|(one, two)| [("target1", one), ("target2", two)]);
     if critics.iter().all(|(_, c)| c.layers.is_empty()) && weights.targets.is_none() {
@@ -161,7 +226,16 @@ fn check_layer(
     let norm =
         weights.layer_norm.iter().flat_map(|(scale, shift)| [("norm scale", scale, rows), ("norm bias", shift, rows)]);
     let dense = [("weight", &weights.weight, rows * weights.inputs), ("bias", &weights.bias, rows)];
-    for (tensor, values, expected) in dense.into_iter().chain(norm) {
+    check_tensors(network, layer, dense.into_iter().chain(norm))
+}
+
+/// Checks lengths and numbers of tensors.
+fn check_tensors<'a>(
+    network: &'static str,
+    layer: usize,
+    tensors: impl IntoIterator<Item = (&'static str, &'a Vec<f32>, usize)>,
+) -> Result<(), StructureError> {
+    for (tensor, values, expected) in tensors {
         if values.len() != expected {
             return Err(StructureError::Length { network, layer, tensor, expected, got: values.len() });
         }

@@ -2,6 +2,7 @@
 //!
 //! Networks `actor`, `critic1`, `critic2`, `target1`, `target2`; layer `i` from 0 has `NETWORK.wi` `(N, inputs,
 //! outputs)`, `NETWORK.bi` `(N, outputs)` and, with layer norm, `NETWORK.scalei`, `NETWORK.shifti` `(N, outputs)`.
+//! An ensemble with eyes has `encoder.*` as well ([`crate::nn::encoder_tensors`]).
 //! `log_std` `(2)` holds the bounds, `log_alpha` `(1)` the logarithm of the entropy temperature. All f32. Unknown
 //! names are refused. Used for bundles and checkpoints; knows nothing about folders or hashes.
 
@@ -9,6 +10,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView, serialize};
 
 use super::structure::{MAX_LAYERS, StructureError, check_ensemble};
+use crate::nn::encoder_tensors;
+use crate::nn::take_encoders;
 use crate::nn::weights::{ActorWeights, EnsembleWeights, LayerWeights, LogStdBounds, StackWeights};
 
 /// Largest file that is read.
@@ -96,6 +99,9 @@ pub fn encode(weights: &EnsembleWeights) -> Result<Vec<u8>, WeightsFileError> {
     if let Some(log_alpha) = weights.log_alpha {
         push(String::from("log_alpha"), &[1], &[log_alpha]);
     }
+    for (name, (shape, values)) in encoder_tensors(weights) {
+        push(name, &shape, &values);
+    }
     let views = tensors.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?)));
     Ok(serialize(views.collect::<Result<Vec<_>, SafeTensorError>>()?, None)?)
 }
@@ -127,9 +133,10 @@ pub fn decode(bytes: &[u8]) -> Result<EnsembleWeights, WeightsFileError> {
             return Err(WeightsFileError::Missing { name: String::from("log_alpha (one finite number)") });
         }
     };
+    let (eyes, encoder) = take_encoders(|name| reader.any(name)).map_err(|name| WeightsFileError::Missing { name })?;
     reader.all_used()?;
-    let actor = ActorWeights { stack: actor, log_std };
-    let weights = EnsembleWeights { actor, critic1, critic2, targets, log_alpha };
+    let actor = ActorWeights { stack: actor, log_std, eyes };
+    let weights = EnsembleWeights { actor, critic1, critic2, targets, log_alpha, encoder };
     check_ensemble(&weights)?;
     Ok(weights)
 }
@@ -184,6 +191,14 @@ impl Reader<'_> {
         Ok(Some((dims, view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())))
     }
 
+    /// A tensor in f32 of any shape, `None` when it is not there.
+    fn any(&mut self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let view = self.file.tensor(name).ok().filter(|view| view.dtype() == Dtype::F32)?;
+        self.used += 1;
+        let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        Some((view.shape().to_vec(), values))
+    }
+
     /// Every tensor of the file was read.
     fn all_used(&self) -> Result<(), WeightsFileError> {
         if self.used == self.file.len() {
@@ -193,6 +208,7 @@ impl Reader<'_> {
             let (network, tensor) = name.split_once('.').unwrap_or((name, ""));
             let index = tensor.trim_start_matches(|c: char| c.is_ascii_lowercase());
             ["log_std", "log_alpha"].contains(&name)
+                || network == "encoder"
                 || NETWORKS.contains(&network) && index.parse().is_ok_and(|i: usize| i < MAX_LAYERS)
         };
         let mut names = self.file.names();

@@ -1,5 +1,6 @@
 //! What a buffer costs, asked before it is made.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -19,9 +20,27 @@ pub struct Budget {
     pub frames: u64,
     /// Bytes of memory for priorities and sets.
     pub tables: u64,
+    /// Most bytes of the frame file that are in memory at once.
+    pub resident: u64,
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        write!(
+            f,
+            "{:.2} GB on disk, {:.2} of them frames; at most {:.2} GB of memory",
+            gb(self.disk()),
+            gb(self.frames),
+            gb(self.memory())
+        )
+    }
 }
 
 impl Budget {
+    /// Bytes of frames that are in memory where nobody says otherwise.
+    pub const RESIDENT: u64 = 4 << 30;
+
     /// Of a buffer of `capacity` records.
     pub fn new(layout: Layout, capacity: u64, frames: Option<FrameShape>) -> Self {
         let record = layout.record_size_with(u16::from(frames.is_some())) as u64;
@@ -29,7 +48,23 @@ impl Budget {
             records: capacity.saturating_mul(record).saturating_add(RECORDS_AT as u64),
             frames: frames.map_or(0, |shape| shape.file_len(capacity).unwrap_or(u64::MAX)),
             tables: capacity.saturating_mul(TABLES_PER_SLOT),
+            resident: Self::RESIDENT,
         }
+    }
+
+    /// With at most so many bytes of the frame file in memory.
+    #[must_use]
+    pub fn with_resident(self, bytes: u64) -> Self {
+        Self { resident: bytes, ..self }
+    }
+
+    /// Bytes of memory, what may be mapped of the files included.
+    pub fn memory(&self) -> u64 {
+        self.mapped().saturating_add(self.tables)
+    }
+
+    fn mapped(&self) -> u64 {
+        self.records.saturating_add(self.frames.min(self.resident))
     }
 
     /// Bytes on disk.
@@ -38,7 +73,8 @@ impl Budget {
     }
 
     /// Refuses a buffer in the folder `dir` that the disk or the memory cannot hold. Draws are spread over the whole
-    /// file, so one that is larger than the memory would wait for the disk at every row.
+    /// record file, so one that is larger than the memory would wait for the disk at every row; of the frame file the
+    /// resident part counts.
     ///
     /// # Errors
     /// [`ReplayError::NoSpace`] or [`ReplayError::NoMemory`], with the numbers.
@@ -50,6 +86,14 @@ impl Budget {
         if self.disk() > available {
             return Err(ReplayError::NoSpace { path: dir.to_owned(), needed: self.disk(), available });
         }
+        self.check_resident()
+    }
+
+    /// [`Budget::check`] of a buffer that has its place on the disk already.
+    ///
+    /// # Errors
+    /// [`ReplayError::NoMemory`].
+    pub fn check_resident(&self) -> Result<(), ReplayError> {
         self.check_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
     }
 
@@ -58,15 +102,14 @@ impl Budget {
     /// # Errors
     /// [`ReplayError::NoMemory`].
     pub fn check_in_memory(&self) -> Result<(), ReplayError> {
-        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let all = Self { tables: self.tables.saturating_add(self.disk()), ..*self };
-        all.check_memory(&memory)
+        let all = Self { tables: self.tables.saturating_add(self.disk()), resident: u64::MAX, ..*self };
+        all.check_resident()
     }
 
     /// `memory` has the form of `/proc/meminfo`; a system without it is not asked.
     fn check_memory(&self, memory: &str) -> Result<(), ReplayError> {
         for (what, needed, field) in
-            [("priorities and sets", self.tables, "MemAvailable:"), ("records and frames", self.disk(), "MemTotal:")]
+            [("priorities and sets", self.tables, "MemAvailable:"), ("records and frames", self.mapped(), "MemTotal:")]
         {
             let available = bytes(memory, field).unwrap_or(u64::MAX);
             if needed > available {
@@ -112,6 +155,17 @@ mod tests {
             budget.check_memory(&memory(1_000_000, 500)),
             Err(ReplayError::NoMemory { needed: 600_000, available: 512_000, .. })
         ));
+    }
+
+    #[test]
+    fn a_hundred_thousand_steps_with_two_cameras_fit_a_small_computer() {
+        let shape = FrameShape { width: 128, height: 128, channels: 6 };
+        let budget = Budget::new(LAYOUT, 100_000, Some(shape)).with_resident(2 << 30);
+        assert!(budget.disk() <= 9_900_000_000, "{}", budget.disk());
+        assert_eq!(budget.to_string(), "9.86 GB on disk, 9.84 of them frames; at most 2.17 GB of memory");
+        assert!(budget.check_memory("MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n").is_ok());
+        let most = budget.check_memory("MemTotal: 2000000 kB\nMemAvailable: 1000000 kB\n");
+        assert!(matches!(most, Err(ReplayError::NoMemory { what: "records and frames", .. })));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::sampler::Replay;
 use super::slot_set::SlotSet;
 use super::store::Store;
 use crate::config::SamplerKind;
-use crate::spaces::{Minibatch, Source, StepFlags};
+use crate::spaces::{FrameShape, Minibatch, Source, StepFlags};
 
 /// How many rows of a minibatch come from where.
 struct Plan {
@@ -52,8 +52,7 @@ impl Replay {
             let slot = self.online.intervention_slots().draw(rng);
             self.drawn.extend(slot.map(|slot| (self.online_leaf + slot) as u32));
         }
-        self.gather(into);
-        Ok(())
+        self.gather(into)
     }
 
     /// Fills `into` with `rows` transitions of one side, drawn uniformly, for the density-ratio loss.
@@ -68,8 +67,7 @@ impl Replay {
         into: &mut Minibatch,
     ) -> Result<(), ReplayError> {
         self.draw_side(source, rows, rng)?;
-        self.gather(into);
-        Ok(())
+        self.gather(into)
     }
 
     fn plan(&self, rows: usize) -> Plan {
@@ -129,7 +127,7 @@ impl Replay {
     }
 
     /// Copies the drawn transitions into the columns of `into`.
-    fn gather(&self, into: &mut Minibatch) {
+    fn gather(&self, into: &mut Minibatch) -> Result<(), ReplayError> {
         let layout = self.online.layout();
         let (observation, action) = (layout.observation_dim, layout.action_dim);
         let rows = self.drawn.len();
@@ -157,6 +155,10 @@ impl Replay {
             *terminated = f32::from(u8::from(Head::read(record).flags.contains(StepFlags::TERMINATED)));
             into.source.push(source);
         }
+        if into.with_frames {
+            self.gather_frames(&self.drawn, &mut into.frames, &mut into.next_frames)?;
+        }
+        Ok(())
     }
 
     /// Copies the camera frames of sampled rows, `(rows, height, width, channels)` bytes each: of the observations
@@ -185,6 +187,40 @@ impl Replay {
             next_frames.extend_from_slice(next);
         }
         Ok(())
+    }
+
+    /// The frames of sampled rows by their numbers, which the buffer of the row's side never gives to two frames: of
+    /// the observation and of the next observation.
+    ///
+    /// # Errors
+    /// As [`Replay::gather_frames`].
+    pub fn frame_numbers(&self, leaf: u32) -> Result<(Source, [u64; 2]), ReplayError> {
+        let (store, slot, source) = self.locate(leaf);
+        if !store.is_sampleable(slot) {
+            return Err(ReplayError::Empty { source_side: Some(source) });
+        }
+        store.transition_frame_numbers(slot).map(|numbers| (source, numbers)).ok_or(ReplayError::NoFrames)
+    }
+
+    /// Pixels of a frame of which [`Replay::frame_numbers`] just told the number.
+    ///
+    /// # Errors
+    /// When that side has no frames.
+    pub fn frame_pixels(&self, source: Source, number: u64) -> Result<&[u8], ReplayError> {
+        let store = match source {
+            Source::Offline => self.offline.as_ref(),
+            Source::Online => Some(&self.online),
+        };
+        store.and_then(|store| store.pixels(number)).ok_or(ReplayError::NoFrames)
+    }
+
+    /// Size of the camera frames of all transitions there are, `None` where some have none or of different size.
+    pub fn frame_shape(&self) -> Option<FrameShape> {
+        let offline = self.offline.as_ref().filter(|o| o.transitions() > 0);
+        let online = (self.online.frame_shape().is_some() || !self.online.is_empty()).then_some(&self.online);
+        let mut shapes = offline.into_iter().chain(online).map(Store::frame_shape);
+        let first = shapes.next().flatten()?;
+        shapes.all(|shape| shape == Some(first)).then_some(first)
     }
 
     /// Probability of each leaf to be the transition in any one row of a minibatch of `rows` rows that

@@ -82,6 +82,16 @@ pub enum ReplayError {
         /// What was asked for.
         wanted: Layout,
     },
+    /// The buffer's frames are not those of the camera.
+    #[error("replay {}: holds {}, the cameras give {}; choose a new folder, or the [camera] it was recorded with", path.display(), FrameShape::words(*found), FrameShape::words(*wanted))]
+    OtherFrames {
+        /// The buffer.
+        path: PathBuf,
+        /// Size of its frames.
+        found: Option<FrameShape>,
+        /// Size of the cameras'.
+        wanted: Option<FrameShape>,
+    },
     /// A layout that no record can have.
     #[error("replay layout {layout}: an observation has 1 to {max_observation} entries and an action 1 to {max_action}", max_observation = firmware_bridge::MAX_OBSERVATION, max_action = firmware_bridge::MAX_ACTION)]
     BadLayout {

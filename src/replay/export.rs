@@ -1,8 +1,10 @@
 //! A buffer as a data set.
 
+use std::sync::Arc;
+
 use super::{ReplayError, Store};
-use crate::episode::Dataset;
-use crate::spaces::{StepFlags, StepRecord};
+use crate::episode::{Dataset, Images};
+use crate::spaces::{Frame, StepFlags, StepRecord};
 
 /// All transitions of a buffer as episodes, oldest first. An episode with missing steps becomes several; each of
 /// them ends truncated, with the observation that is known.
@@ -13,8 +15,19 @@ pub fn export(store: &Store) -> Result<Dataset, ReplayError> {
     let layout = store.layout();
     let sequences = (!store.is_empty()).then(|| store.first_sequence()..=store.last_sequence()).into_iter().flatten();
     let mut record = StepRecord::default();
-    let records = sequences.map(|sequence| store.record(sequence, &mut record).is_ok().then(|| record.clone()));
-    Ok(episodes(layout.observation_dim, layout.action_dim, records))
+    let shape = store.frame_shape();
+    let records = sequences.map(|sequence| {
+        store.record(sequence, &mut record).ok()?;
+        let frame = shape.and_then(|shape| {
+            let (number, capture_ns, pixels) = store.frame(sequence).ok()?;
+            Some(Arc::new(Frame { shape, sequence: number, capture_ns, pixels: pixels.into() }))
+        });
+        Some(StepRecord { frame, ..record.clone() })
+    });
+    let mut data = episodes(layout.observation_dim, layout.action_dim, records);
+    // A buffer without a transition has a size of images all the same.
+    data.images = shape.map(|shape| Images { shape, ..data.images.unwrap_or_default() });
+    Ok(data)
 }
 
 /// The transitions of records as episodes, as [`export`]; `None` is a record that cannot be read.
@@ -66,6 +79,13 @@ fn close(run: &mut Vec<StepRecord>, data: &mut Dataset) {
         data.terminated.push(step.flags.contains(StepFlags::TERMINATED));
         data.truncated.push(false);
         data.capture_us.push(step.capture_us);
+        if let Some(frame) = &step.frame {
+            let images = data.images.get_or_insert_with(|| Images { shape: frame.shape, ..Images::default() });
+            images.steps.extend_from_slice(&frame.pixels);
+        }
+    }
+    if let (Some(frame), Some(images)) = (&last.frame, &mut data.images) {
+        images.finals.extend_from_slice(&frame.pixels);
     }
     let end = data.rewards.len();
     let cut = steps[steps.len() - 1].flags.contains(StepFlags::TRUNCATED);

@@ -1,7 +1,9 @@
 //! The frame file: what the camera saw, 8 bits per channel, each frame stored once (`docs/replay-format.md`).
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::budget::Budget;
 use super::error::{HeaderProblem, ReplayError};
 use super::files::{self, io_error};
 use super::header::{ENDIAN, MAJOR};
@@ -19,6 +21,10 @@ const CHECKSUM_AT: usize = HEADER - 4;
 /// Slots start at a cache line. A multiple of 512 would cost 3.7 % of a 48 x 48 x 3 frame; a frame needs no sector
 /// of its own, because a torn sector changes nothing of the neighbour that shares it.
 const ALIGN: usize = 64;
+/// Bytes of frames in memory while a file is read from one end to the other.
+const SCAN: usize = 256 << 20;
+/// The system maps so many bytes around the one that is looked at.
+const AROUND: usize = 1 << 16;
 /// Most bytes of a frame: 1024 x 1024 x 4.
 const MAX_FRAME: usize = 1 << 22;
 
@@ -69,6 +75,25 @@ pub(crate) struct Frames {
     /// The newest frame of this process.
     newest: Option<FrameRef>,
     ahead: Ahead,
+    resident: Resident,
+}
+
+/// Keeps the frames that are in memory within a bound.
+#[derive(Debug)]
+struct Resident {
+    most: usize,
+    /// Bytes that may have come into memory since it was last let go of.
+    touched: AtomicUsize,
+}
+
+impl Resident {
+    fn touch(&self, region: &dyn Region, bytes: usize) {
+        let more = bytes + 2 * AROUND;
+        if self.touched.fetch_add(more, Relaxed) + more > self.most {
+            region.release();
+            self.touched.store(more, Relaxed);
+        }
+    }
 }
 
 impl Frames {
@@ -85,6 +110,16 @@ impl Frames {
         })?;
         let region = Mapped::new(file, true).map_err(io_error("map", &path))?;
         Self::start(Box::new(region), &path, schema_hash, capacity)
+    }
+
+    /// Frames in memory, gone when dropped.
+    pub(crate) fn in_memory(shape: FrameShape, capacity: u64, schema_hash: u64) -> Result<Self, ReplayError> {
+        let shape = shape.check()?;
+        let len =
+            shape.file_len(capacity).ok_or(ReplayError::Capacity { capacity, least: 1, most: u32::MAX.into() })?;
+        let mut bytes = vec![0; len as usize];
+        write_header(&mut bytes[..FRAMES_AT], shape, capacity, schema_hash);
+        Self::start(Box::new(bytes), Path::new("(memory)"), schema_hash, capacity)
     }
 
     /// Opens the file and reads all frames once.
@@ -115,8 +150,19 @@ impl Frames {
             return Err(ReplayError::Truncated { path: path.to_owned(), needed, found });
         }
         let slots = bytes[FRAMES_AT..].chunks_exact(shape.slot_bytes()).take(capacity as usize);
-        let whole = slots.map(|slot| is_whole(slot, shape)).collect();
-        Ok(Self { region, shape, capacity, whole, last: 0, newest: None, ahead: Ahead::default() })
+        let resident = Resident { most: SCAN, touched: AtomicUsize::new(0) };
+        let mut look = |slot| {
+            resident.touch(&*region, shape.slot_bytes());
+            is_whole(slot, shape)
+        };
+        let whole = slots.map(&mut look).collect();
+        let resident = Resident { most: Budget::RESIDENT as usize, touched: AtomicUsize::new(SCAN) };
+        Ok(Self { region, shape, capacity, whole, last: 0, newest: None, ahead: Ahead::default(), resident })
+    }
+
+    /// Keeps at most so many bytes of frames in memory.
+    pub(crate) fn keep_resident(&mut self, most: u64) {
+        self.resident.most = usize::try_from(most).unwrap_or(usize::MAX);
     }
 
     pub(crate) fn shape(&self) -> FrameShape {
@@ -152,6 +198,7 @@ impl Frames {
         let number = self.last + 1;
         let slot = self.slot(number).unwrap_or_default();
         let range = self.range(slot);
+        self.resident.touch(&*self.region, range.len());
         self.ahead.prepare(&mut *self.region, range.clone());
         let mut header = [0; HEADER];
         put(&mut header, 0, &number.to_le_bytes());
@@ -176,6 +223,7 @@ impl Frames {
     /// Pixels of a frame that is held.
     pub(crate) fn pixels(&self, number: u64) -> &[u8] {
         let start = self.range(self.slot(number).unwrap_or_default()).start + HEADER;
+        self.resident.touch(&*self.region, self.shape.bytes());
         &self.region.bytes()[start..start + self.shape.bytes()]
     }
 

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::ReplayError;
 use super::files::{io_error, sync_dir};
+use super::frames::Seen;
 use super::layout::Layout;
 use super::meta::{Meta, Origin};
 use super::store::{Access, Store};
@@ -35,10 +36,17 @@ fn import_from(dataset: &Dataset, dir: &Path, layout: Layout, origin: Option<Ori
     let episodes = dataset.episode_ends.len();
     // One slot more than records: in a full ring the oldest record counts as about to be overwritten.
     let capacity = (dataset.steps() + episodes + 1).max(super::header::MIN_CAPACITY as usize);
-    let mut store = Store::create_from(dir, layout, capacity as u64, None, origin)?;
+    let shape = dataset.images.as_ref().map(|images| images.shape);
+    let mut store = Store::create_from(dir, layout, capacity as u64, shape, origin)?;
     for mut record in (0..episodes).flat_map(|episode| dataset.to_records(episode)) {
         record.flags.insert(StepFlags::OFFLINE);
-        store.append(&record)?;
+        match record.frame.take() {
+            Some(frame) => {
+                let (pixels, capture_ns) = (&*frame.pixels, frame.capture_ns);
+                store.append_with_frame(&record, Seen::New { pixels, capture_ns })?;
+            }
+            None => drop(store.append(&record)?),
+        }
     }
     store.sync()?;
     Ok(store)

@@ -1,6 +1,6 @@
 //! The bytes under a buffer: a memory map, a vector, or in tests the image that a crash leaves.
 //!
-//! One of the two places of the crate with `unsafe`: mapping a file.
+//! One of the places of the crate with `unsafe`: mapping a file, and letting go of its memory.
 #![allow(unsafe_code, reason = "a file mapping cannot be made without it; the invariant is the lock on the file")]
 
 use std::fmt;
@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 
 /// Storage of one file of a buffer.
 pub trait Region: Send + fmt::Debug {
@@ -23,6 +23,9 @@ pub trait Region: Send + fmt::Debug {
     fn prepare(&mut self, range: Range<usize>) {
         let _ = range;
     }
+
+    /// Lets go of the memory that holds the bytes; they come back from the file when they are next looked at.
+    fn release(&self) {}
 
     /// Takes the bytes out of locked memory, where `mlockall` put them.
     fn unlock(&self) {}
@@ -132,6 +135,20 @@ impl Region for Mapped {
         if let (Map::ReadWrite(map), true) = (&self.map, self.populate) {
             // Kernels before 5.14 do not know the advice: then writes fault one by one, which is slower, not wrong.
             self.populate = map.advise_range(Advice::PopulateWrite, range.start, range.len()).is_ok();
+        }
+    }
+
+    fn release(&self) {
+        // SAFETY: the map is shared with its file, so what was written stays in the system's page cache: the same bytes
+        // are there at the next access, and a reference into the map stays valid.
+        let released = unsafe {
+            match &self.map {
+                Map::ReadOnly(map) => map.unchecked_advise(UncheckedAdvice::DontNeed),
+                Map::ReadWrite(map) => map.unchecked_advise(UncheckedAdvice::DontNeed),
+            }
+        };
+        if let Err(error) = released {
+            log::debug!("a replay file stays in memory: {error}");
         }
     }
 

@@ -3,6 +3,7 @@
 mod label;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::budget::Budget;
 use super::error::ReplayError;
@@ -14,7 +15,7 @@ use super::meta::{Meta, Origin};
 use super::region::{Ahead, Mapped, Region, write_checked};
 use super::scan::{BadRecords, scan};
 use super::slot_set::SlotSet;
-use crate::spaces::{FrameShape, StepFlags, StepRecord};
+use crate::spaces::{Frame, FrameShape, StepFlags, StepRecord};
 
 /// How a buffer is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Store {
     /// [`Store::create`] with a camera frame for every record.
     ///
     /// # Errors
-    /// As [`Store::create`], and when no buffer holds frames of this size or the memory is too small for them.
+    /// As [`Store::create`], and when no buffer holds frames of this size.
     pub fn create_with_frames(
         dir: &Path,
         layout: Layout,
@@ -93,7 +94,8 @@ impl Store {
         if dir.join(RECORD_FILE).exists() {
             return Err(ReplayError::Exists { path: dir.join(RECORD_FILE) });
         }
-        Budget::new(layout, capacity, shape).check(dir)?;
+        // How much of the frames is in memory is for who opens the buffer to say.
+        Budget::new(layout, capacity, shape).with_resident(0).check(dir)?;
         let frames = shape.map(|shape| Frames::create(dir, shape, capacity, layout.schema_hash)).transpose()?;
         let mut first = vec![0; RECORDS_AT];
         header.write(&mut first);
@@ -150,12 +152,25 @@ impl Store {
     /// # Errors
     /// When layout or capacity are impossible.
     pub fn in_memory(layout: Layout, capacity: u64) -> Result<Self, ReplayError> {
-        let header = Header::new(layout, 0, capacity)?;
+        Self::in_memory_with_frames(layout, capacity, None)
+    }
+
+    /// [`Store::in_memory`] with camera frames, if `shape` is given.
+    ///
+    /// # Errors
+    /// As [`Store::in_memory`], and when no buffer holds frames of this size.
+    pub fn in_memory_with_frames(
+        layout: Layout,
+        capacity: u64,
+        shape: Option<FrameShape>,
+    ) -> Result<Self, ReplayError> {
+        let header = Header::new(layout, u16::from(shape.is_some()), capacity)?;
         let len = header.file_len().ok_or(ReplayError::Capacity { capacity, least: 1, most: u32::MAX.into() })?;
-        Budget::new(layout, capacity, None).check_in_memory()?;
+        Budget::new(layout, capacity, shape).check_in_memory()?;
+        let frames = shape.map(|shape| Frames::in_memory(shape, capacity, layout.schema_hash)).transpose()?;
         let mut bytes = vec![0; len as usize];
         header.write(&mut bytes);
-        Self::from_region(Box::new(bytes), Access::ReadWrite)
+        Self::start(Box::new(bytes), frames, PathBuf::from("(memory)"), None, Access::ReadWrite)
     }
 
     /// Opens whatever `region` holds, as [`Store::open`] does with a file; a buffer with camera frames cannot be
@@ -401,6 +416,21 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::record`] with the frame that belongs to it, in a buffer that has frames. Records that are read one
+    /// after the other into the same place and share a frame share its memory.
+    ///
+    /// # Errors
+    /// As [`Store::record`].
+    pub fn record_with_frame(&self, sequence: u64, into: &mut StepRecord) -> Result<(), ReplayError> {
+        self.record(sequence, into)?;
+        let Some(shape) = self.frame_shape() else { return Ok(()) };
+        let (number, capture_ns, pixels) = self.frame(sequence)?;
+        if into.frame.as_ref().is_none_or(|frame| frame.sequence != number) {
+            into.frame = Some(Arc::new(Frame { shape, sequence: number, capture_ns, pixels: pixels.into() }));
+        }
+        Ok(())
+    }
+
     fn valid_slot(&self, sequence: u64) -> Result<usize, ReplayError> {
         let (first, last) = (self.first_sequence(), self.last);
         let slot = self.slot(sequence.max(1));
@@ -441,12 +471,36 @@ impl Store {
         Ok((number, frames.capture_ns(number), frames.pixels(number)))
     }
 
+    /// Numbers of the frames of a transition.
+    pub(crate) fn transition_frame_numbers(&self, slot: usize) -> Option<[u64; 2]> {
+        self.frames.as_ref()?;
+        let (record, following) = self.transition(slot);
+        Some([record, following].map(|bytes| self.header.layout.frame(bytes).number))
+    }
+
+    /// Pixels of a frame that a valid record has.
+    pub(crate) fn pixels(&self, number: u64) -> Option<&[u8]> {
+        self.frames.as_ref().map(|frames| frames.pixels(number))
+    }
+
     /// Pixels of the observation and of the next observation of a transition.
     pub(crate) fn transition_frames(&self, slot: usize) -> Option<(&[u8], &[u8])> {
         let frames = self.frames.as_ref()?;
         let (record, following) = self.transition(slot);
         let layout = self.header.layout;
         Some((frames.pixels(layout.frame(record).number), frames.pixels(layout.frame(following).number)))
+    }
+
+    /// Keeps at most so many bytes of the frame file in memory ([`Budget::RESIDENT`] without this).
+    pub fn keep_resident(&mut self, bytes: u64) {
+        if let Some(frames) = &mut self.frames {
+            frames.keep_resident(bytes);
+        }
+    }
+
+    /// What the buffer costs.
+    pub fn budget(&self) -> Budget {
+        Budget::new(self.layout(), self.capacity(), self.frame_shape())
     }
 
     /// Takes the buffer out of locked memory: whoever calls `mlockall` after the buffer was opened locks its files

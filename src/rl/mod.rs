@@ -18,18 +18,29 @@ use candle_core::{D, Result, Tensor};
 ///
 /// `observation` is `(batch, o)`. `action` `(batch, a)` gives `(batch, o + a)`, the same rows for every critic;
 /// `(1, samples, batch, a)` gives `(samples * batch, o + a)`; `(members, samples, batch, a)` gives each member its own
-/// `(members, samples * batch, o + a)`.
+/// `(members, samples * batch, o + a)`. An `observation` `(members, batch, o)` gives each member its own rows too.
 ///
 /// # Errors
 /// When the batches differ.
 pub fn state_action(observation: &Tensor, action: &Tensor) -> Result<Tensor> {
-    let mut dims = action.dims().to_vec();
-    if let Some(width) = dims.last_mut() {
-        *width = observation.dim(D::Minus1)?;
+    let own = observation.rank() == 3;
+    let (observation, mut dims) = match (own, action.rank()) {
+        (true, 4) => (observation.unsqueeze(1)?, action.dims().to_vec()),
+        (true, _) => (observation.clone(), observation.dims().to_vec()),
+        _ => (observation.clone(), action.dims().to_vec()),
+    };
+    if let (true, Some(members)) = (own, dims.first_mut()) {
+        *members = observation.dim(0)?;
     }
-    let rows = Tensor::cat(&[&observation.broadcast_as(dims)?, action], D::Minus1)?;
+    let mut of = |part: &Tensor| {
+        if let Some(width) = dims.last_mut() {
+            *width = part.dim(D::Minus1)?;
+        }
+        part.broadcast_as(dims.as_slice())
+    };
+    let rows = Tensor::cat(&[&of(&observation)?, &of(action)?], D::Minus1)?;
     match *rows.dims() {
-        [1, samples, batch, width] => rows.reshape((samples * batch, width)),
+        [1, samples, batch, width] if !own => rows.reshape((samples * batch, width)),
         [members, samples, batch, width] => rows.reshape((members, samples * batch, width)),
         _ => Ok(rows),
     }

@@ -282,6 +282,7 @@ impl FirmwareRobot {
         into.episode = state.episode;
         into.ack = header.ack;
         into.capture = self.stamp(header.t_us);
+        into.robot_us = header.t_us;
         into.drive = state.drive;
         into.faults = state.faults;
         into.terminated = state.task.contains(TaskFlags::TERMINATED);

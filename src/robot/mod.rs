@@ -57,6 +57,8 @@ pub struct Observed {
     pub ack: u16,
     /// When the robot sent the state, on the run's clock; when it arrived, while the robot's clock is not known.
     pub capture: Stamp,
+    /// The same on the robot's own clock, microseconds modulo 2^32.
+    pub robot_us: u32,
     /// State of the drive.
     pub drive: DriveState,
     /// Why the drive is in [`DriveState::Fault`].

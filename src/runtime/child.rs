@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::parts::RuntimeError;
 use super::rights;
-use crate::config::Config;
+use crate::config::{CameraSource, Config};
 
 /// A running simulator; killed when dropped.
 pub(super) struct Simulator {
@@ -24,6 +24,8 @@ impl Simulator {
         lockstep: bool,
         socket: PathBuf,
     ) -> Result<Self, RuntimeError> {
+        let sees = config.camera.source.0.contains(&CameraSource::Simulator);
+        let camera = sees.then(|| camera_beside(&socket));
         let failed = |reason: String| RuntimeError::Simulator { task: config.simulator.task.clone(), reason };
         let _ = std::fs::remove_file(&socket);
         let mut child = Command::new(program)
@@ -35,6 +37,7 @@ impl Simulator {
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
             .args(["--quiet", "--die-with-parent", "--idle-exit-s", "0"])
+            .args(camera.iter().flat_map(|path| ["--camera".to_owned(), format!("unix:{}", path.display())]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -65,6 +68,11 @@ impl Simulator {
         self.socket.display().to_string()
     }
 
+    /// Path of its camera's socket, if it has one.
+    pub(super) fn camera(&self) -> PathBuf {
+        camera_beside(&self.socket)
+    }
+
     /// What it said on stderr before it ended.
     fn last_words(&mut self) -> String {
         let _ = self.child.kill();
@@ -82,5 +90,10 @@ impl Drop for Simulator {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(self.camera());
     }
+}
+
+fn camera_beside(socket: &Path) -> PathBuf {
+    socket.with_extension("camera")
 }

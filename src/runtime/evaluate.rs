@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::parts::{RuntimeError, control_settings, period, reach_robot};
+use super::parts::{RuntimeError, control_settings, period, reach_robot, with_camera};
 use super::recorder::ReturnTracker;
 use crate::clock::Clock;
 use crate::config::{ClockKind, Config, Exploration};
 use crate::control::{ControlLoop, Offer, Pacer, StepConsumer, policy_slot, step_queue};
 use crate::learner::stream;
-use crate::policy::Source;
+use crate::policy::{PolicyError, Source, checks};
 use crate::telemetry::{ControlCounters, EpisodeReturn};
 
 /// What an evaluation found.
@@ -50,12 +50,13 @@ pub fn evaluate(
     let clock = if lockstep { Clock::lockstep() } else { Clock::Monotonic };
     let prepared = policy.prepare(&config.robot.spaces, &config.policy)?;
     let engine = prepared.report.engine.to_owned();
+    checks::frame(prepared.report.frame, config.camera.shape()).map_err(PolicyError::from)?;
     let (slot, _handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
-    let (robot, _simulator) = reach_robot(config, program, lockstep, &clock)?;
+    let (robot, simulator) = reach_robot(config, program, lockstep, &clock)?;
     let (producer, mut consumer) = step_queue();
     let seed = config.run.seed;
     let start_seed = rand::RngCore::next_u64(&mut stream(seed, "evaluation start states"));
-    let mut control = ControlLoop::new(
+    let control = ControlLoop::new(
         robot,
         slot,
         producer,
@@ -64,6 +65,8 @@ pub fn evaluate(
         control_settings(config, exploration, 0, start_seed, &Arc::default(), &Arc::default()),
         stream(seed, "evaluation noise"),
     );
+    let window = Arc::default();
+    let (mut control, _camera) = with_camera(control, config, &clock, simulator.as_ref(), &window, None)?;
     control.start()?;
     let mut pacer = if lockstep {
         None

@@ -20,22 +20,23 @@ use super::trainer::Trainer;
 use crate::clock;
 use crate::config::Config;
 use crate::policy::{AnyBundle, Source};
+use crate::replay::Recording;
 use crate::spaces::{StepFlags, StepRecord};
 use crate::telemetry::Report;
 
-/// Feeds `records`, oldest first, to the learner of `config` and leaves the folder of a run. An interrupted one goes
+/// Feeds a recording, oldest first, to the learner of `config` and leaves the folder of a run. An interrupted one goes
 /// on; `config.run.steps` does not count.
 ///
 /// # Errors
 /// When it cannot begin, or the configuration has no learner.
 pub fn learn_recorded(
     config: &Config,
-    records: &[StepRecord],
+    recording: &Recording,
     options: &RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<Report, RuntimeError> {
     let mut config = config.clone();
-    config.run.steps = steps(records).max(1);
+    config.run.steps = steps(recording.records()).max(1);
     let begun = begin(&config, options, observer)?;
     let Begun { shared, mut outlet, bundle, replay, trainer, done, _page } = begun;
     let trainer = trainer.ok_or(RuntimeError::NoLearner)?;
@@ -60,7 +61,7 @@ pub fn learn_recorded(
         None,
     );
     let started = clock::monotonic();
-    let trainer = feed(records, done, recorder, trainer, &shared, &mut outlet);
+    let trainer = feed(recording, done, recorder, trainer, &shared, &mut outlet);
     outlet.report_mut().seconds = clock::monotonic().since(started).as_secs_f64();
     let ended = Ended { trainer, stopped: None };
     finish(&config, options, bundle.as_ref(), &shared, &replay, ended, &mut outlet)?;
@@ -77,7 +78,7 @@ fn steps(records: &[StepRecord]) -> u64 {
 
 /// The trainer, unless it failed.
 fn feed(
-    records: &[StepRecord],
+    recording: &Recording,
     done: u64,
     mut recorder: Recorder,
     mut trainer: Trainer,
@@ -88,13 +89,20 @@ fn feed(
     // The last observation of an episode came in the tick of the step that ended it.
     let is = |record: &StepRecord, flag| record.flags.contains(flag);
     let over = |record: &StepRecord| is(record, StepFlags::TERMINATED) || is(record, StepFlags::TRUNCATED);
-    for tick in records.chunk_by(|a, b| over(a) && is(b, StepFlags::OBSERVATION_ONLY)) {
+    let (mut record, mut next) = (StepRecord::default(), 0);
+    for tick in recording.records().chunk_by(|a, b| over(a) && is(b, StepFlags::OBSERVATION_ONLY)) {
+        let first = next;
+        next += tick.len();
         taken += steps(tick);
         if taken <= done {
             continue;
         }
-        for record in tick {
-            recorder.take(record);
+        for index in first..next {
+            if let Err(error) = recording.get(index, &mut record) {
+                shared.fail(format!("the recording cannot be read: {error}"));
+                return None;
+            }
+            recorder.take(&record);
         }
         shared.counters.steps.fetch_add(steps(tick), Relaxed);
         while trainer.due() > 0 && !shared.stopping() {

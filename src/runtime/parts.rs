@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use super::camera::Window;
+use super::camera::{self, CameraThread, Window};
 use super::child::Simulator;
 use super::event::Event;
-use crate::clock::Clock;
-use crate::config::{Bound, Config, Exploration, MOST_TRIAL_EPISODES, RewardSource};
-use crate::control::{ControlSettings, Fault, Limits, Person, PersonSlot, Range, Rules, Verdict};
+use crate::clock::{self, Clock};
+use crate::config::{Bound, CameraSource, Config, Exploration, MOST_TRIAL_EPISODES, RewardSource};
+use crate::control::{
+    ControlLoop, ControlSettings, Fault, Limits, Pace, Person, PersonSlot, Range, Rules, Sight, Verdict,
+};
 use crate::learner::LearnerError;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::PolicyError;
-use crate::replay::{Layout, Replay, ReplayError, Store};
+use crate::replay::{Budget, Layout, Replay, ReplayError, Store};
 use crate::robot::{FirmwareRobot, Robot, RobotError, link};
 use crate::telemetry::{ControlCounters, EpisodeReturn};
 
@@ -262,6 +264,41 @@ pub(super) fn reach_robot(
     Ok((Box::new(robot), simulator))
 }
 
+/// How long the loop waits in lockstep for the image of an observation.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Puts the configured cameras, if there are any, in front of a control loop; in real time as in lockstep. The thread has
+/// to outlive the loop.
+///
+/// # Errors
+/// When the system refuses a thread.
+pub(super) fn with_camera(
+    control: ControlLoop,
+    config: &Config,
+    clock: &Clock,
+    simulator: Option<&Simulator>,
+    window: &Arc<Window>,
+    shared: Option<&Arc<Shared>>,
+) -> Result<(ControlLoop, Option<CameraThread>), RuntimeError> {
+    let socket = simulator.map(Simulator::camera);
+    let Some((frames, thread)) = camera::start(&config.camera, clock, socket.as_deref(), window, shared)? else {
+        return Ok((control, None));
+    };
+    let cameras = &config.camera.source.0;
+    let runs = |source: &CameraSource| matches!(source, CameraSource::Synthetic | CameraSource::Playback(_));
+    let pace = match clock.is_lockstep() {
+        false => Pace::Newest(config.camera.stale_after()),
+        true if cameras.iter().all(runs) => Pace::WithRun(IMAGE_PATIENCE),
+        true => Pace::WithRobot(IMAGE_PATIENCE),
+    };
+    // A simulated robot sends its first image with the answer to the reset, to the cameras that are there.
+    let until = clock::monotonic().plus(Duration::from_millis(config.robot.timeout_ms.into()));
+    while window.counters.connected.load(Relaxed) < cameras.len() as u64 && clock::monotonic() < until {
+        Clock::Monotonic.sleep_until(clock::monotonic().plus(Duration::from_millis(2)));
+    }
+    Ok((control.with_camera(Sight::new(frames, Arc::clone(&window.counters), pace)), Some(thread)))
+}
+
 fn unique() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Relaxed)
@@ -357,17 +394,54 @@ pub fn open_offline(config: &Config) -> Result<Option<Store>, RuntimeError> {
     }
     let cache = config.run.directory.parent().unwrap_or(Path::new(".")).join("offline");
     std::fs::create_dir_all(&cache).map_err(RuntimeError::file(&cache))?;
-    Ok(Some(crate::replay::open_offline(&config.replay.offline, layout(config), &cache)?))
+    let mut offline = crate::replay::open_offline(&config.replay.offline, layout(config), &cache)?;
+    fits_memory(config, &mut offline)?;
+    Ok(Some(offline))
+}
+
+/// Most bytes of a buffer's frames that are in memory.
+fn resident(config: &Config) -> u64 {
+    config.replay.resident_mb << 20
+}
+
+/// Bounds the frames that a buffer keeps in memory, and refuses one that does not fit.
+fn fits_memory(config: &Config, store: &mut Store) -> Result<(), RuntimeError> {
+    store.keep_resident(resident(config));
+    Ok(store.budget().with_resident(resident(config)).check_resident()?)
+}
+
+/// What the buffers of a run with a camera cost, in words; `None` without frames.
+pub(super) fn budget(config: &Config, replay: &Replay) -> Option<String> {
+    let each = |(name, store): (&str, &Store)| {
+        let shape = store.frame_shape()?;
+        Some((format!("{name} {}", store.budget().with_resident(resident(config))), shape))
+    };
+    let stores = replay.offline().map(|store| ("offline", store)).into_iter().chain([("online", replay.online())]);
+    let (each, shapes): (Vec<_>, Vec<_>) = stores.filter_map(each).unzip();
+    let shape = shapes.first()?;
+    // Bytes of both observations, and the same as numbers of 32 bits.
+    let minibatch = 2 * 5 * config.learner.batch_size * shape.bytes();
+    let learner = format!("{:.2} GB of the learner's device for the images of a minibatch", minibatch as f64 / 1e9);
+    Some(format!("{shape}: {}; {learner}", each.join("; ")))
 }
 
 /// The replay of a run: offline data and the online buffer in the run folder, created or reopened.
 pub(super) fn open_replay(config: &Config) -> Result<Replay, RuntimeError> {
     let offline = open_offline(config)?;
     let folder = config.run.directory.join("replay");
-    let online = if folder.exists() {
-        Store::open(&folder, crate::replay::Access::ReadWrite)?
-    } else {
-        Store::create(&folder, layout(config), config.replay.capacity)?
+    let (layout, capacity, wanted) = (layout(config), config.replay.capacity, config.camera.shape());
+    let mut online = match wanted {
+        _ if folder.exists() => Store::open(&folder, crate::replay::Access::ReadWrite)?,
+        None => Store::create(&folder, layout, capacity)?,
+        Some(shape) => {
+            Budget::new(layout, capacity, wanted).with_resident(resident(config)).check(&folder)?;
+            Store::create_with_frames(&folder, layout, capacity, shape)?
+        }
     };
+    let found = online.frame_shape();
+    if found != wanted {
+        return Err(ReplayError::OtherFrames { path: folder, found, wanted }.into());
+    }
+    fits_memory(config, &mut online)?;
     Ok(Replay::new(offline, online, &config.replay)?)
 }

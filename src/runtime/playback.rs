@@ -14,9 +14,12 @@ use serde::Serialize;
 use super::parts::{EXPLORATION, RuntimeError, control_settings, period};
 use crate::clock::{self, Clock};
 use crate::config::Config;
-use crate::control::{ControlLoop, Fault, Offer, StepConsumer, policy_slot, step_queue};
+use crate::control::{
+    ControlLoop, Fault, FrameProducer, Offer, Pace, Sight, StepConsumer, frame_queue, policy_slot, step_queue,
+};
 use crate::learner::stream;
-use crate::policy::{PolicyOutput, Source};
+use crate::policy::{PolicyError, PolicyOutput, Source, checks};
+use crate::replay::Recording;
 use crate::robot::{PlaybackRobot, RobotDescription, RobotError};
 use crate::spaces::{StepFlags, StepRecord};
 use crate::telemetry::{ControlCounters, Histogram};
@@ -114,18 +117,21 @@ pub struct Replayed {
 }
 
 /// Runs the records of whole or partial episodes, which lie one behind the other, through the control loop that
-/// `config` describes. `clock` may be any: nothing that is compared depends on it.
+/// `config` describes, each with its camera frame where it has one. `clock` may be any: nothing that is compared depends
+/// on it.
 ///
 /// # Errors
 /// When the policy is refused, or the records do not fit the robot.
 pub fn replay(
     config: &Config,
     policy: Source<'_>,
-    records: &[StepRecord],
+    recording: &Recording,
     clock: &Clock,
     each: &mut dyn FnMut(&EpisodeReplay),
 ) -> Result<Replayed, RuntimeError> {
     let prepared = policy.prepare(&config.robot.spaces, &config.policy)?;
+    checks::frame(prepared.report.frame, recording.frame_shape()).map_err(PolicyError::from)?;
+    let records = recording.records();
     let engine = prepared.report.engine.to_owned();
     let (slot, _handover) = policy_slot(Offer { policy: prepared.backend, generation: 0 });
     let description = RobotDescription {
@@ -139,7 +145,8 @@ pub fn replay(
     let robot = PlaybackRobot::new(records.to_vec(), description, clock.clone())?;
     let (producer, steps) = step_queue();
     let first = records.first().map_or(0, |record| record.episode);
-    let control = ControlLoop::new(
+    let (frames, sight) = frame_queue();
+    let mut control = ControlLoop::new(
         Box::new(robot),
         slot,
         producer,
@@ -148,11 +155,27 @@ pub fn replay(
         control_settings(config, config.policy.exploration, first, 0, &Arc::default(), &Arc::default()),
         stream(config.run.seed, EXPLORATION),
     );
-    let mut player = Player { control, steps, clock, period: period(config), times: Histogram::default() };
+    if recording.frame_shape().is_some() {
+        control = control.with_camera(Sight::new(sight, Arc::default(), Pace::Newest(Duration::MAX)));
+    }
+    let times = Histogram::default();
+    let mut player = Player {
+        control,
+        steps,
+        recording,
+        frames,
+        record: StepRecord::default(),
+        clock,
+        period: period(config),
+        times,
+    };
+    player.show(0)?;
     player.control.start()?;
     let mut replayed = Replayed { engine, ..Replayed::default() };
+    let mut first = 0;
     for episode in records.chunk_by(|a, b| a.episode == b.episode) {
-        let found = player.episode(episode, &mut replayed.generations)?;
+        let found = player.episode(first, episode, &mut replayed.generations)?;
+        first += episode.len();
         replayed.all.add(&found.agreement);
         each(&found);
         replayed.episodes.push(found);
@@ -166,6 +189,10 @@ pub fn replay(
 struct Player<'a> {
     control: ControlLoop,
     steps: StepConsumer,
+    recording: &'a Recording,
+    frames: FrameProducer,
+    /// The record that is played, and a share of its frame.
+    record: StepRecord,
     clock: &'a Clock,
     period: Duration,
     times: Histogram,
@@ -179,8 +206,20 @@ struct Wanted {
 }
 
 impl Player<'_> {
+    /// Puts the frame of a record in front of the control loop.
+    fn show(&mut self, index: usize) -> Result<(), RuntimeError> {
+        self.recording.get(index, &mut self.record)?;
+        if let Some(frame) = &self.record.frame {
+            // The loop takes it in every tick.
+            let _ = self.frames.push(Arc::clone(frame));
+        }
+        Ok(())
+    }
+
+    /// `first`: index of the episode's first record.
     fn episode(
         &mut self,
+        first: usize,
         recorded: &[StepRecord],
         generations: &mut BTreeMap<u32, Agreement>,
     ) -> Result<EpisodeReplay, RuntimeError> {
@@ -192,7 +231,8 @@ impl Player<'_> {
         // What followed the last record is not known.
         found.not_reached = recorded[..recorded.len() - 1].iter().filter(is_step).count() as u64;
         let mut wanted = Wanted::default();
-        loop {
+        for index in first.. {
+            self.show(index.min(first + recorded.len() - 1))?;
             let begin = clock::precise();
             let ticked = self.control.tick();
             self.times.add(clock::precise().saturating_sub(begin));

@@ -27,6 +27,7 @@ use crate::policy::manifest::Description;
 use crate::policy::residual::ResidualError;
 use crate::policy::{Bundle, PolicyError, Source, checks};
 use crate::replay::{Replay, Store};
+use crate::spaces::FrameShape;
 
 /// What pretraining tells while it works.
 #[derive(Clone, Debug)]
@@ -104,7 +105,7 @@ pub fn pretrain(
     let folder = config.run.directory.join("pretraining");
     let store = open_offline(config)?.ok_or(RuntimeError::NoData)?;
     let moved_to = prepare_folder(&folder, config.run.existing)?;
-    let mut work = Work::new(config, critics_for, folder)?;
+    let mut work = Work::new(config, critics_for, store.frame_shape(), folder)?;
     let done = work.pretrainer.updates();
     let (members, transitions) = (work.pretrainer.members(), store.transitions());
     tell(PretrainEvent::Begin { done, members, transitions, moved_to });
@@ -137,7 +138,12 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(config: &'a Config, critics_for: Option<&Bundle>, folder: PathBuf) -> Result<Self, RuntimeError> {
+    fn new(
+        config: &'a Config,
+        critics_for: Option<&Bundle>,
+        frame: Option<FrameShape>,
+        folder: PathBuf,
+    ) -> Result<Self, RuntimeError> {
         if critics_for.is_some_and(|bundle| bundle.manifest().description.residual.is_some()) {
             return Err(PolicyError::from(ResidualError::NotAlone { path: config.policy.bundle.clone() }).into());
         }
@@ -152,7 +158,7 @@ impl<'a> Work<'a> {
         let pretrainer = match critics_for {
             _ if found => Pretrainer::load(&checkpoint, dims, settings, learner, critics_for.is_some())?,
             Some(bundle) => Pretrainer::critics_for(&bundle.weights().actor, dims, settings, learner, config.run.seed)?,
-            None => Pretrainer::new(dims, settings, learner, config.run.seed)?,
+            None => Pretrainer::seeing(frame, dims, settings, learner, config.run.seed)?,
         };
         let (done, steps) = (pretrainer.updates(), settings.updates);
         if done >= steps {

@@ -20,7 +20,7 @@ use crate::nn::weights::{ActorWeights, EnsembleWeights};
 use crate::policy::manifest::Residual;
 use crate::policy::{AnyBundle, PolicyError, Prepared, Source, checks};
 use crate::replay::Replay;
-use crate::spaces::Spaces;
+use crate::spaces::{FrameShape, Spaces};
 
 /// How long a policy may wait for the loop to take the one before.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +36,8 @@ pub(super) struct Publisher {
     /// On what the learner's actors stand, if they are a residual.
     residual: Option<Residual>,
     swap: SwapConfig,
+    /// Size of the cameras' images.
+    camera: Option<FrameShape>,
     handover: PolicyHandover,
     shared: Arc<Shared>,
     generation: u32,
@@ -73,6 +75,7 @@ impl Publisher {
             config,
             residual: None,
             swap: SwapConfig::default(),
+            camera: None,
             handover,
             shared,
             generation: 0,
@@ -102,6 +105,12 @@ impl Publisher {
     /// The learner's actors are a residual.
     pub(super) fn on_base(mut self, residual: Option<&Residual>) -> Self {
         self.residual = residual.cloned();
+        self
+    }
+
+    /// Policies that look at other images than these are refused.
+    pub(super) fn with_camera(mut self, shape: Option<FrameShape>) -> Self {
+        self.camera = shape;
         self
     }
 
@@ -190,6 +199,7 @@ impl Publisher {
             (true, true) => Some(Box::new(bundle.ensemble().map_err(|e| words(&e))?.weights().clone())),
         };
         let mut prepared = bundle.source().prepare(&self.spaces, &self.config).map_err(|e| words(&e))?;
+        checks::frame(prepared.report.frame, self.camera).map_err(|e| words(&e))?;
         let shadow = self.shadow(&mut prepared).map_err(|e| words(&e))?;
         if shadow.mean > self.swap.shadow_gate {
             return Err(format!("{shadow}, allowed are {} (swap.shadow_gate)", self.swap.shadow_gate));

@@ -8,8 +8,8 @@ use super::classifier::Classifier;
 use super::event::Event;
 use super::parts::{Shared, lock};
 use crate::clock::{self, Stamp};
-use crate::replay::Replay;
-use crate::spaces::{StepFlags, StepRecord};
+use crate::replay::{Replay, ReplayError, Seen};
+use crate::spaces::{Frame, StepFlags, StepRecord};
 use crate::telemetry::EpisodeReturn;
 
 /// Writes every step; after a failed write it stops writing, says so and counts.
@@ -19,6 +19,8 @@ pub(super) struct Recorder {
     sync_every: Duration,
     last_sync: Stamp,
     broken: bool,
+    /// The frame recorded last.
+    frame: Option<Arc<Frame>>,
     classifier: Option<Classifier>,
     /// A person chooses every action.
     person: bool,
@@ -38,6 +40,7 @@ impl Recorder {
             sync_every,
             last_sync: clock::monotonic(),
             broken: false,
+            frame: None,
             classifier,
             person: false,
             returns: ReturnTracker::default(),
@@ -65,8 +68,7 @@ impl Recorder {
             if self.person && transition {
                 record.flags.insert(StepFlags::INTERVENTION);
             }
-            let appended = lock(&self.replay).append(&record);
-            if let Err(error) = appended {
+            if let Err(error) = self.append(&record) {
                 self.give_up(&error.to_string());
             }
         }
@@ -83,6 +85,14 @@ impl Recorder {
             self.sync();
         }
         transition
+    }
+
+    fn append(&mut self, record: &StepRecord) -> Result<(), ReplayError> {
+        let Some(frame) = &record.frame else { return lock(&self.replay).append(record) };
+        // A share is held, so nobody has put another image into the same memory.
+        let again = self.frame.replace(Arc::clone(frame)).is_some_and(|before| Arc::ptr_eq(&before, frame));
+        let new = Seen::New { pixels: &frame.pixels, capture_ns: frame.capture_ns };
+        lock(&self.replay).append_with_frame(record, if again { Seen::Same } else { new })
     }
 
     fn classify(&mut self, record: &StepRecord) {

@@ -10,13 +10,14 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 use rand::RngCore;
 
+use super::camera::CameraThread;
 use super::child::Simulator;
 use super::classifier::Classifier;
 use super::evaluate::evaluate;
 use super::event::{Event, Observer, UpdateLine};
 use super::parts::{
-    EXPLORATION, RuntimeError, Shared, control_settings, lock, longest_age, move_aside, open_replay, period,
-    reach_robot,
+    EXPLORATION, RuntimeError, Shared, budget, control_settings, lock, longest_age, move_aside, open_replay, period,
+    reach_robot, with_camera,
 };
 use super::person::PersonListener;
 use super::publisher::Publisher;
@@ -33,9 +34,9 @@ use crate::learner::stream;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::manifest::{Description, Residual};
 use crate::policy::residual::{Frozen, ResidualError};
-use crate::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, Source, checks};
+use crate::policy::{AnyBundle, Bundle, PolicyBackend, PolicyError, Prepared, Source, checks};
 use crate::replay::Replay;
-use crate::telemetry::{EpisodeReturn, FileSink, Report, Sink};
+use crate::telemetry::{EpisodeReturn, FileSink, LatencySummary, Report, Sink};
 
 /// What a run needs besides its configuration.
 pub struct RunOptions {
@@ -69,6 +70,12 @@ pub(super) struct Work {
     pub clock: Clock,
     /// Steps of this process at which the run is complete.
     pub last_step: u64,
+}
+
+/// What has to outlive the control loop.
+struct World {
+    _simulator: Option<Simulator>,
+    _camera: Option<CameraThread>,
 }
 
 /// Ways in from other processes.
@@ -207,7 +214,11 @@ pub(super) fn begin<'a>(
     let report = Report { robot: config.robot.name.clone(), seed: config.run.seed, ..Report::default() };
     let outlet = Outlet::new(events, observer, metrics, report);
 
-    let replay = Arc::new(Mutex::new(open_replay(config)?));
+    let replay = open_replay(config)?;
+    if let Some(budget) = budget(config, &replay) {
+        shared.tell(Event::Note(budget));
+    }
+    let replay = Arc::new(Mutex::new(replay));
     let done = lock(&replay).online_transitions();
     if done >= config.run.steps {
         return Err(RuntimeError::Complete { path: folder.clone(), done, steps: config.run.steps });
@@ -242,20 +253,26 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     }
     shared.tell(Event::Begin { done, total: config.run.steps });
     let prepared = match start {
-        Some(policy) => policy.prepare(&config.robot.spaces, &config.policy)?.backend,
+        Some(policy) => seeing(config, policy.prepare(&config.robot.spaces, &config.policy)?)?,
         None => options.source.backend(config, lock(&replay).online().next_episode()),
     };
     let in_use = start.map(Kept::from);
-    let (work, simulator, doors) =
+    let (work, world, doors) =
         assemble(config, options, &shared, &replay, trainer, (prepared, in_use), residual, done, &mut outlet.report)?;
     let begin = clock::monotonic();
     let ended = learn(work, config, doors, &mut outlet)?;
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
-    drop(simulator);
+    drop(world);
     finish(config, options, bundle.as_ref(), &shared, &replay, ended, &mut outlet)?;
     outlet.pump(&shared);
     shared.stop.store(true, Relaxed);
     Ok(outlet.report)
+}
+
+/// The policy, if the cameras give what it looks at.
+fn seeing(config: &Config, prepared: Prepared) -> Result<Box<dyn PolicyBackend>, PolicyError> {
+    checks::frame(prepared.report.frame, config.camera.shape())?;
+    Ok(prepared.backend)
 }
 
 /// The ensemble that learning goes on from.
@@ -316,7 +333,7 @@ fn assemble(
     residual: Option<&Residual>,
     done: u64,
     report: &mut Report,
-) -> Result<(Work, Option<Simulator>, Doors), RuntimeError> {
+) -> Result<(Work, World, Doors), RuntimeError> {
     let in_lockstep = config.run.clock == ClockKind::Lockstep;
     let clock = if in_lockstep { Clock::lockstep() } else { Clock::Monotonic };
     policy.engine().clone_into(&mut report.engine);
@@ -326,7 +343,7 @@ fn assemble(
     let seed = config.run.seed;
     let first_episode = lock(replay).online().next_episode();
     let start_seed = stream(seed, "start states").next_u64();
-    let mut control = ControlLoop::new(
+    let control = ControlLoop::new(
         robot,
         slot,
         producer,
@@ -335,6 +352,7 @@ fn assemble(
         control_settings(config, config.policy.exploration, first_episode, start_seed, &shared.verdict, &shared.person),
         stream(seed, EXPLORATION),
     );
+    let (mut control, camera) = with_camera(control, config, &clock, simulator.as_ref(), &shared.camera, Some(shared))?;
     let person = PersonListener::bind(
         &config.intervention.listen,
         shared,
@@ -349,7 +367,8 @@ fn assemble(
     let socket = Server::bind(&config.run.directory, Arc::clone(shared), ask, labels)?;
     let publisher = Publisher::new(config.robot.spaces.clone(), config.policy.clone(), handover, Arc::clone(shared))
         .with_swaps(&config.swap, Arc::clone(replay), in_use, trainer.is_some())
-        .on_base(residual);
+        .on_base(residual)
+        .with_camera(config.camera.shape());
     let sync_every = Duration::from_secs_f64(config.replay.sync_every_s);
     let mut recorder = Recorder::new(Arc::clone(replay), Arc::clone(shared), sync_every, classifier);
     recorder.mark_person(options.source.is_person());
@@ -367,7 +386,7 @@ fn assemble(
         clock,
         last_step,
     };
-    Ok((work, simulator, Doors { socket, person }))
+    Ok((work, World { _simulator: simulator, _camera: camera }, Doors { socket, person }))
 }
 
 fn learn(work: Work, config: &Config, doors: Doors, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
@@ -428,6 +447,9 @@ fn fill(report: &mut Report, shared: &Shared, replay: &Replay) {
     report.late_ticks = c.late.load(Relaxed);
     report.stale_ticks = c.stale.load(Relaxed);
     report.missed_states = c.missed_states.load(Relaxed);
+    report.blind_steps = c.blind.load(Relaxed);
+    report.image_to_action = LatencySummary::from(&c.image_to_action);
+    report.camera = (shared.camera.counters.cameras.load(Relaxed) > 0).then(|| shared.camera.counters.summary());
     report.steps = c.steps.load(Relaxed);
     report.dropped = c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed);
     report.updates = shared.updates.load(Relaxed);

@@ -64,7 +64,7 @@ pub(super) fn newest(store: &Store, count: usize) -> Vec<StepRecord> {
     let mut record = StepRecord::default();
     let first = if store.is_empty() { store.last_sequence() + 1 } else { store.first_sequence() };
     let all = (first..=store.last_sequence()).rev().take(count);
-    all.filter_map(|sequence| store.record(sequence, &mut record).ok().map(|()| record.clone())).collect()
+    all.filter_map(|sequence| store.record_with_frame(sequence, &mut record).ok().map(|()| record.clone())).collect()
 }
 
 /// Runs both on the observations.
@@ -81,8 +81,9 @@ pub(super) fn compare(
     let mut shadow = Shadow { steps: observations.len(), ..Shadow::default() };
     let entries = (observations.len() * spaces.action_dim()).max(1) as f64;
     for record in observations {
-        new.infer(&record.observation, &mut theirs)?;
-        old.infer(&record.observation, &mut ours)?;
+        let image = record.frame.as_ref().map_or(&[][..], |frame| &frame.pixels);
+        new.infer(&record.observation, image, &mut theirs)?;
+        old.infer(&record.observation, image, &mut ours)?;
         for entry in 0..theirs.action_dim.min(ours.action_dim) {
             let difference = (theirs.action(entry, 0.0) - ours.action(entry, 0.0)).abs();
             shadow.mean += f64::from(difference) / entries;

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::{Config, EpisodeConfig, SwapAt};
 use crate::replay::Replay;
 use crate::spaces::Outcome;
+use crate::telemetry::LatencySummary;
 
 /// Longest request in bytes.
 const LONGEST: u64 = 8192;
@@ -221,6 +222,7 @@ pub(super) fn status(shared: &Shared) -> Value {
         "updates": shared.updates.load(Relaxed),
         "ticks": c.ticks.load(Relaxed), "late_ticks": c.late.load(Relaxed),
         "stale_ticks": c.stale.load(Relaxed), "missed_states": c.missed_states.load(Relaxed),
+        "blind_steps": c.blind.load(Relaxed), "image_to_action": LatencySummary::from(&c.image_to_action),
         "dropped": c.dropped_steps.load(Relaxed) + shared.unrecorded.load(Relaxed),
         "generation": c.generation.load(Relaxed), "swaps": c.swaps.load(Relaxed),
         "rollbacks": c.rollbacks.load(Relaxed), "refused_policies": c.refused_policies.load(Relaxed),

@@ -88,7 +88,7 @@ struct Chosen {
 }
 
 impl PolicyBackend for Chosen {
-    fn infer(&mut self, _observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, _observation: &[f32], _image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         out.action_dim = self.spaces.action_dim();
         out.std.fill(0.0);
         let count = out.action_dim.min(MAX_ACTION);
@@ -137,7 +137,7 @@ mod tests {
         let mut backend = source.backend(&Config::default(), first_episode);
         let mut out = PolicyOutput::default();
         let mut act = || {
-            backend.infer(&[0.0; 3], &mut out).unwrap();
+            backend.infer(&[0.0; 3], &[], &mut out).unwrap();
             assert_eq!((out.mean().len(), out.std()), (1, &[0.0][..]));
             out.mean[0].tanh()
         };

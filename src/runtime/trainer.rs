@@ -12,10 +12,11 @@ use super::event::Event;
 use super::parts::{RuntimeError, Shared, lock};
 use crate::clock;
 use crate::config::{Cadence, Config, DeviceKind, LearnerConfig};
-use crate::learner::{Dims, Learner, Schedule, UpdateMetrics, advise, choose};
+use crate::learner::{Dims, Learner, LearnerError, Schedule, UpdateMetrics, advise, choose};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
 use crate::policy::residual::Frozen;
 use crate::replay::Replay;
+use crate::spaces::FrameShape;
 
 /// Updates the summary of losses looks back on.
 const WINDOW: usize = 100;
@@ -54,6 +55,25 @@ fn settings(
     Ok(LearnerConfig { device: chosen.device, ..config.learner.clone() })
 }
 
+/// Refuses networks that see where the replay has nothing to see, or where they stand on a policy of its own.
+fn sight(weights: &EnsembleWeights, residual: bool, stored: Option<FrameShape>) -> Result<(), LearnerError> {
+    let Some(eyes) = &weights.actor.eyes else { return Ok(()) };
+    let refuse = |key, reason: String| Err(LearnerError::Setting { key, reason });
+    if residual {
+        return refuse("policy.base", "a residual that sees images cannot learn; use policies without a base".into());
+    }
+    if stored != Some(eyes.shape) {
+        let FrameShape { width, height, channels } = eyes.shape;
+        let found = stored.map_or_else(|| "none".into(), |s| format!("{} x {} x {}", s.width, s.height, s.channels));
+        let reason = format!(
+            "the networks see images of {width} x {height} x {channels}, the replay has {found}: offline data and camera \
+             must both have the size of the bundle's images"
+        );
+        return refuse("learner.trunk", reason);
+    }
+    Ok(())
+}
+
 impl Trainer {
     /// From the checkpoint of the run folder where there is one, else from the bundle's weights; on `base` if they are a
     /// residual.
@@ -67,6 +87,7 @@ impl Trainer {
         let spaces = &config.robot.spaces;
         let checkpoint = config.run.directory.join("checkpoint");
         let dims = Dims::from(spaces);
+        sight(weights, base.is_some(), lock(&replay).frame_shape())?;
         let settings = settings(weights, dims, config, &shared)?;
         let learner = if checkpoint.exists() {
             let (learner, state) = Learner::load(&checkpoint, dims, &settings, &config.replay, base)?;

@@ -21,6 +21,8 @@ pub struct ControlCounters {
     pub dropped_steps: AtomicU64,
     /// Ticks without a fresh observation.
     pub stale: AtomicU64,
+    /// Control steps without an image to act on: none came, it was too old, or the same again and again.
+    pub blind: AtomicU64,
     /// Robot steps that never arrived.
     pub missed_states: AtomicU64,
     /// Actions that were not finite and became zero.
@@ -57,6 +59,8 @@ pub struct ControlCounters {
     pub swap_exchange: Histogram,
     /// First runs of new policies.
     pub swap_first_run: Histogram,
+    /// From the camera's stamp of an image until the action on it was sent; real time only.
+    pub image_to_action: Histogram,
     /// The link and the robot's end of it.
     pub robot: RobotCounters,
     wake: Histogram,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{LatencySummary, RobotSummary};
+use super::{CameraSummary, LatencySummary, RobotSummary};
 
 /// One finished episode.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,12 @@ pub struct Report {
     pub stale_ticks: u64,
     /// Robot steps that never arrived.
     pub missed_states: u64,
+    /// Control steps without an image to act on.
+    pub blind_steps: u64,
+    /// From the camera's stamp of an image until the action on it was sent; in real time.
+    pub image_to_action: LatencySummary,
+    /// What the camera thread counted, where there is a camera.
+    pub camera: Option<CameraSummary>,
     /// Control steps stored.
     pub steps: u64,
     /// Episodes that ended as a success by the rules of `[episode]` or by an operator's word.

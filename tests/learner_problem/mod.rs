@@ -113,11 +113,13 @@ pub(crate) fn ensemble(members: usize, dims: Dims, hidden: &[usize], seed: u64) 
         actor: ActorWeights {
             stack: stack("actor", dims.observation, 2 * dims.action),
             log_std: LogStdBounds::default(),
+            eyes: None,
         },
         critic1: stack("critic1", critic_inputs, 1),
         critic2: stack("critic2", critic_inputs, 1),
         targets: None,
         log_alpha: None,
+        encoder: None,
     }
 }
 

@@ -151,7 +151,11 @@ pub(super) fn export(args: &Export) -> anyhow::Result<bool> {
     let out = &args.out;
     let loaded = load(&args.source, &args.choices.choices())?;
     let data = &loaded.data;
-    let done = match out.extension().and_then(|e| e.to_str()) {
+    let extension = out.extension().and_then(|e| e.to_str());
+    if data.images.is_some() && extension != Some("npz") {
+        say!("the camera's images are left out: only .npz takes them");
+    }
+    let done = match extension {
         Some("npz") => {
             write_npz(out, data)?;
             true

@@ -9,8 +9,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use fieldtune::episode::{Choices, Dataset};
-use fieldtune::replay::{Store, open_damaged};
-use fieldtune::spaces::StepRecord;
+use fieldtune::replay::{Recording, Store, open_damaged};
 
 /// Work with data sets and replay buffers.
 #[derive(clap::Subcommand)]
@@ -62,22 +61,17 @@ pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
 }
 
 /// The step records of a run folder, a replay folder or a data set, oldest first. Damaged ones are left out, and said.
-pub(super) fn records(source: &Path) -> anyhow::Result<Vec<StepRecord>> {
+pub(super) fn recording(source: &Path) -> anyhow::Result<Recording> {
     if source.is_file() {
         let (data, _) = read(source)?;
-        return Ok((0..data.episode_ends.len()).flat_map(|episode| data.to_records(episode)).collect());
+        let records: Vec<_> = (0..data.episode_ends.len()).flat_map(|episode| data.to_records(episode)).collect();
+        return Ok(records.into());
     }
-    let store = open_damaged(&folder(source))?;
-    let mut records = Vec::with_capacity(store.len() as usize);
-    let mut record = StepRecord::default();
-    let all = if store.is_empty() { 0..0 } else { store.first_sequence()..store.last_sequence() + 1 };
-    let expected = all.end - all.start;
-    records.extend(all.filter_map(|sequence| store.record(sequence, &mut record).ok().map(|()| record.clone())));
-    let bad = expected - records.len() as u64;
+    let (recording, bad) = Recording::of(open_damaged(&folder(source))?);
     if bad > 0 {
         say!("{bad} bad records are left out");
     }
-    Ok(records)
+    Ok(recording)
 }
 
 /// The replay folder that a path means: a run folder has it inside.

@@ -18,7 +18,8 @@ pub(super) fn look(root: &Root<'_>, config: &Config) -> Vec<Finding> {
 fn space(config: &Config, folder: &Path) -> Finding {
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = rustix::fs::statvfs(existing).map_or(0, |s| s.f_bavail * s.f_frsize);
-    let needed = Budget::new(Layout::from(&config.robot.spaces), config.replay.capacity, None).disk();
+    let frames = config.camera.shape();
+    let needed = Budget::new(Layout::from(&config.robot.spaces), config.replay.capacity, frames).disk();
     Finding::new(
         "disk space",
         Level::mend_unless(free > needed + RESERVE),

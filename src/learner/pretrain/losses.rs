@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::Pretrainer;
 use super::draws::{Backup, PenaltyDraws};
 use crate::config::PretrainMethod;
-use crate::learner::batch::Batch;
+use crate::learner::batch::{Batch, for_critics};
 use crate::learner::streams::noise_like;
 use crate::nn::{pointwise, tanh_gaussian};
 use crate::rl::cql::{self, SampledValues};
@@ -52,9 +52,9 @@ impl Pretrainer {
                 tanh_gaussian::log_prob_of(&mean, &std, &batch.action.broadcast_as(mean.shape())?, ACTION_CLIP)?;
             actor::behaviour_cloning_loss(temperature, &sample.log_prob, &data_log_prob)?
         } else {
-            let rows = state_action(&batch.observation, &sample.action)?;
-            let (q1, q2) =
-                (self.critic1.forward_frozen(&rows)?.squeeze(2)?, self.critic2.forward_frozen(&rows)?.squeeze(2)?);
+            let [one, two] = for_critics(&batch.judged, |seen| state_action(&seen.detach(), &sample.action))?;
+            let q1 = self.critic1.forward_frozen(&one)?.squeeze(2)?;
+            let q2 = self.critic2.forward_frozen(&two)?.squeeze(2)?;
             // The loss averages over members as well; each member's own gradient wants the sum.
             (actor::loss(temperature, &sample.log_prob, &pointwise::minimum(&q1, &q2)?)? * self.members() as f64)?
         };
@@ -71,9 +71,11 @@ impl Pretrainer {
     /// `min_j max_a' Q'_j,i(s', a')` of several; less `alpha_i log pi_i(a'|s')` with the entropy backup.
     pub(super) fn target(&self, batch: &Batch, backup: &Backup, temperature: Option<&Tensor>) -> Result<Tensor> {
         let (_, k, count, _) = backup.action.dims4()?;
-        let rows = state_action(&batch.next_observation, &backup.action)?;
-        let judge = |critic: &crate::nn::Stack| critic.forward_detached(&rows)?.reshape((self.members(), k, count));
-        let (q1, q2) = (judge(&self.target1)?, judge(&self.target2)?);
+        let [one, two] = for_critics(&batch.next_judged, |seen| state_action(seen, &backup.action))?;
+        let judge = |critic: &crate::nn::Stack, rows: &Tensor| {
+            critic.forward_detached(rows)?.reshape((self.members(), k, count))
+        };
+        let (q1, q2) = (judge(&self.target1, &one)?, judge(&self.target2, &two)?);
         if k > 1 {
             let value = critic::sampled_next_value(&q1, &q2, SampledBackup::MaxThenMin)?;
             return critic::td_target(&batch.reward, &batch.terminated, &value, None, self.discount);
@@ -99,14 +101,15 @@ impl Pretrainer {
         let rows = match draws {
             Some(d) => {
                 let data = batch.action.broadcast_as((members, 1, count, width))?;
-                state_action(&batch.observation, &Tensor::cat(&[&d.uniform, &d.policy.0, &d.next.0, &data], 1)?)?
+                let actions = Tensor::cat(&[&d.uniform, &d.policy.0, &d.next.0, &data], 1)?;
+                for_critics(&batch.judged, |seen| state_action(seen, &actions))?
             }
-            None => batch.state_action.clone(),
+            None => batch.state_action()?,
         };
         let mut q_mean = Vec::new();
         let (mut bellman, mut penalties, mut rates) = (Vec::new(), Vec::new(), Vec::new());
-        for critic in [&self.critic1, &self.critic2] {
-            let q = critic.forward(&rows)?.reshape((members, (), count))?;
+        for (critic, rows) in [&self.critic1, &self.critic2].into_iter().zip(&rows) {
+            let q = critic.forward(rows)?.reshape((members, (), count))?;
             let n = (q.dim(1)? - 1) / 3;
             let data = q.narrow(1, 3 * n, 1)?.squeeze(1)?;
             if let Some(draws) = draws {

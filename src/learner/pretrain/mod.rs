@@ -23,6 +23,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::LearnerError;
 use super::batch::{Batch, Dims};
+use super::eyes::{Eyes, network_dims, new_encoders};
 use super::networks::device;
 use super::streams::stream;
 use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
@@ -31,7 +32,7 @@ use crate::nn::{
     ActorWeights, Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, StackWeights, copy_into, polyak,
 };
 use crate::replay::Replay;
-use crate::spaces::{Minibatch, Source};
+use crate::spaces::{FrameShape, Minibatch, Source};
 
 /// `N` agents in training.
 pub struct Pretrainer {
@@ -40,6 +41,8 @@ pub struct Pretrainer {
     discount: f64,
     target_rate: f64,
     device: Device,
+    /// What the networks see images with.
+    eyes: Option<Eyes>,
     /// Only critics learn; actions of the backup come from the ensemble policy of the given actors.
     actors_given: bool,
     log_std: LogStdBounds,
@@ -74,6 +77,7 @@ struct Streams {
     minibatch: ChaCha8Rng,
     noise: ChaCha8Rng,
     uniform: ChaCha8Rng,
+    crops: ChaCha8Rng,
 }
 
 impl Pretrainer {
@@ -82,14 +86,43 @@ impl Pretrainer {
     /// # Errors
     /// When the device is not there or a width is 0.
     pub fn new(dims: Dims, config: &PretrainConfig, learner: &LearnerConfig, seed: u64) -> Result<Self, LearnerError> {
+        Self::seeing(None, dims, config, learner, seed)
+    }
+
+    /// [`Pretrainer::new`] for data with images of `frame`: agents with encoders, as `learner` describes them.
+    ///
+    /// # Errors
+    /// As [`Pretrainer::new`], and when the images are too small for the encoders.
+    pub fn seeing(
+        frame: Option<FrameShape>,
+        dims: Dims,
+        config: &PretrainConfig,
+        learner: &LearnerConfig,
+        seed: u64,
+    ) -> Result<Self, LearnerError> {
         let device = device(learner.device)?;
+        let members = config.ensemble_size;
+        let made = frame.map(|frame| new_encoders(frame, dims.observation, members, learner, seed)).transpose()?;
+        let (own, encoder) = made.flatten().unzip();
+        let dims = network_dims(own.as_ref(), dims);
         let actor = || {
             let widths = (dims.observation, 2 * dims.action);
-            random_stack(config, config.ensemble_size, widths, seed, "pretrain actor weights", &device)
+            random_stack(config, members, widths, seed, "pretrain actor weights", &device)
         };
-        actor()
+        let mut made = actor()
             .and_then(|actor| Self::build(dims, config, learner, seed, &device, actor, None))
-            .map_err(LearnerError::tensor("build the networks"))
+            .map_err(LearnerError::tensor("build the networks"))?;
+        let sizes = StackWeights { members, ..StackWeights::default() };
+        let weights = EnsembleWeights {
+            actor: ActorWeights { stack: sizes.clone(), log_std: config.log_std, eyes: own },
+            critic1: sizes,
+            encoder,
+            ..EnsembleWeights::default()
+        };
+        let rates = (config.actor_learning_rate, config.critic_learning_rate);
+        made.eyes = Eyes::new(&weights, learner, rates, (false, 0), &device)?;
+        made.minibatch.with_frames = made.eyes.is_some();
+        Ok(made)
     }
 
     /// Random critics, one pair for each of the given actors, which stay as they are. Of `config`, sizes and
@@ -104,6 +137,11 @@ impl Pretrainer {
         learner: &LearnerConfig,
         seed: u64,
     ) -> Result<Self, LearnerError> {
+        if actors.eyes.is_some() {
+            let reason =
+                "critics for given actors that see images are not fitted: their encoders would have to be, too";
+            return Err(LearnerError::Setting { key: "learner.trunk", reason: reason.into() });
+        }
         check_actors(&actors.stack, dims)?;
         let device = device(learner.device)?;
         let build = || {
@@ -142,6 +180,7 @@ impl Pretrainer {
             discount: learner.discount,
             target_rate: learner.target_rate,
             device: device.clone(),
+            eyes: None,
             actors_given: given.is_some(),
             log_std: given.unwrap_or(config.log_std),
             optimisers: Optimisers {
@@ -162,6 +201,7 @@ impl Pretrainer {
                 minibatch: stream(seed, "pretrain minibatch"),
                 noise: stream(seed, "pretrain action noise"),
                 uniform: stream(seed, "pretrain uniform actions"),
+                crops: stream(seed, "pretrain crops"),
             },
             minibatch: Minibatch::default(),
             staging: Staging::default(),
@@ -178,8 +218,17 @@ impl Pretrainer {
         let rows = self.config.batch_size;
         replay.sample_source(Source::Offline, rows, &mut self.streams.minibatch, &mut self.minibatch)?;
         let tensor = LearnerError::tensor;
-        let batch = Batch::upload(&self.minibatch, None, self.dims, &mut self.staging, &self.device)
+        let width = self.eyes.as_ref().map_or(self.dims.observation, |eyes| eyes.observation);
+        let dims = Dims { observation: width, ..self.dims };
+        let mut batch = Batch::upload(&self.minibatch, None, dims, &mut self.staging, &self.device)
             .map_err(tensor("upload a minibatch"))?;
+        if let Some(eyes) = &self.eyes {
+            let mut look = || {
+                batch.seen = Some(eyes.upload(&self.minibatch, &self.device)?);
+                eyes.look(&mut batch, &mut self.streams.crops)
+            };
+            look().map_err(tensor("look at images"))?;
+        }
         let bound = self.lower_bound(replay)?;
         if self.actors_given { self.step_critics(&batch) } else { self.step_agents(&batch, bound.as_ref()) }
     }
@@ -204,7 +253,7 @@ impl Pretrainer {
         let (output, draws) = self.draw(batch).map_err(tensor("draw actions"))?;
         let temperature = self.log_alpha.as_detached_tensor().exp().map_err(tensor("read the temperatures"))?;
         let actor = self.actor_loss(batch, &output, &temperature).map_err(tensor("evaluate the actors"))?;
-        let actor_gradients = actor.loss.backward().map_err(tensor("differentiate the actors"))?;
+        let mut actor_gradients = actor.loss.backward().map_err(tensor("differentiate the actors"))?;
         let temperature_gradients = self
             .temperature_loss(&actor.log_prob)
             .and_then(|loss| loss.backward())
@@ -213,7 +262,7 @@ impl Pretrainer {
         let critics = self
             .critic_losses(batch, draws.penalty.as_ref(), &target, bound)
             .map_err(tensor("evaluate the critics"))?;
-        let critic_gradients = critics.loss.backward().map_err(tensor("differentiate the critics"))?;
+        let mut critic_gradients = critics.loss.backward().map_err(tensor("differentiate the critics"))?;
         let multiplier_gradients = critics
             .multiplier_loss
             .as_ref()
@@ -224,10 +273,13 @@ impl Pretrainer {
         let tensor = LearnerError::tensor;
         self.optimisers.temperature.step(&temperature_gradients).map_err(tensor("step the temperatures"))?;
         self.optimisers.actor.step(&actor_gradients).map_err(tensor("step the actors"))?;
+        if let Some(eyes) = &mut self.eyes {
+            eyes.step_actors(&mut actor_gradients).map_err(tensor("step the encoders"))?;
+        }
         if let Some(gradients) = multiplier_gradients {
             self.optimisers.multiplier.step(&gradients).map_err(tensor("step the multipliers"))?;
         }
-        self.finish(&critic_gradients).map_err(tensor("step the critics"))?;
+        self.finish(&mut critic_gradients).map_err(tensor("step the critics"))?;
         Ok(metrics)
     }
 
@@ -236,13 +288,16 @@ impl Pretrainer {
         let backup = self.draw_ensemble(batch).map_err(tensor("draw actions"))?;
         let target = self.target(batch, &backup, None).map_err(tensor("compute targets"))?;
         let critics = self.critic_losses(batch, None, &target, None).map_err(tensor("evaluate the critics"))?;
-        let gradients = critics.loss.backward().map_err(tensor("differentiate the critics"))?;
+        let mut gradients = critics.loss.backward().map_err(tensor("differentiate the critics"))?;
         let metrics = self.metrics(&critics, None, &target)?;
-        self.finish(&gradients).map_err(tensor("step the critics"))?;
+        self.finish(&mut gradients).map_err(tensor("step the critics"))?;
         Ok(metrics)
     }
 
-    fn finish(&mut self, critic_gradients: &candle_core::backprop::GradStore) -> TensorResult<()> {
+    fn finish(&mut self, critic_gradients: &mut candle_core::backprop::GradStore) -> TensorResult<()> {
+        if let Some(eyes) = &mut self.eyes {
+            eyes.step_critics(critic_gradients, self.target_rate)?;
+        }
         self.optimisers.critic1.step(critic_gradients)?;
         self.optimisers.critic2.step(critic_gradients)?;
         polyak(&self.target1, &self.critic1, self.target_rate)?;
@@ -260,12 +315,15 @@ impl Pretrainer {
         let copy = |stack: &Stack| stack.to_weights().map_err(LearnerError::tensor("copy the networks"));
         let log_alpha = || self.log_alpha.mean_all()?.to_scalar::<f32>();
         let log_alpha = if self.actors_given { None } else { Some(log_alpha()) }.transpose();
+        let eyes = self.eyes.as_ref().map(Eyes::to_weights).transpose();
+        let (eyes, encoder) = eyes.map_err(LearnerError::tensor("copy the encoders"))?.unzip();
         Ok(EnsembleWeights {
-            actor: ActorWeights { stack: copy(&self.actor)?, log_std: self.log_std },
+            actor: ActorWeights { stack: copy(&self.actor)?, log_std: self.log_std, eyes },
             critic1: copy(&self.critic1)?,
             critic2: copy(&self.critic2)?,
             targets: Some((copy(&self.target1)?, copy(&self.target2)?)),
             log_alpha: log_alpha.map_err(LearnerError::tensor("copy the temperatures"))?,
+            encoder,
         })
     }
 

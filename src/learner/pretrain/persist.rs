@@ -10,13 +10,14 @@ use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
 use crate::learner::LearnerError;
 use crate::learner::batch::Dims;
 use crate::learner::checkpoint::{self, Parts};
+use crate::learner::eyes::Eyes;
 use crate::learner::networks::{Networks, check, widths};
 use crate::learner::persist::{NETWORKS, OPTIMISERS, STATE, decode_arrays, refuse, take_moments, unusable};
 use crate::learner::tensors::Arrays;
-use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, LogStdBounds, Stack};
+use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, LogStdBounds, Stack, encoder_tensors};
 
 /// Version of the three parts together; differs from the learner's, whose state is another one.
-const VERSION: u32 = 0x5001;
+const VERSION: u32 = 0x5002;
 
 /// What is not a tensor.
 #[derive(Serialize, Deserialize)]
@@ -28,6 +29,9 @@ struct State {
     minibatch: ChaCha8Rng,
     noise: ChaCha8Rng,
     uniform: ChaCha8Rng,
+    crops: ChaCha8Rng,
+    /// Steps of the encoders' optimisers.
+    encoder_steps: Vec<u64>,
     /// Steps of the optimisers in the order of [`Optimisers::named`].
     steps: [u64; 5],
 }
@@ -41,6 +45,9 @@ impl Pretrainer {
     pub fn save(&self, dir: &Path) -> Result<PathBuf, LearnerError> {
         let copy = |stack: &Stack| stack.to_weights().map_err(LearnerError::tensor("copy the networks"));
         let mut networks = Arrays::default();
+        for (name, (shape, values)) in encoder_tensors(&self.weights()?) {
+            networks.put(name, shape, values);
+        }
         for (name, stack) in self.stacks() {
             networks.put_stack(name, copy(stack)?);
         }
@@ -57,6 +64,15 @@ impl Pretrainer {
                 optimisers.put(format!("{name}.{moment}.0"), vec![values.len()], values);
             }
         }
+        let mut encoder_steps = Vec::new();
+        for (name, adam) in self.eyes.iter().flat_map(|eyes| &eyes.optimisers) {
+            let state = adam.state().map_err(LearnerError::tensor("copy an optimiser"))?;
+            encoder_steps.push(state.step);
+            for (moment, values) in [("m", state.m), ("v", state.v)] {
+                let values = values.concat();
+                optimisers.put(format!("{name}.{moment}.0"), vec![values.len()], values);
+            }
+        }
         let state = State {
             method: self.config.method,
             actors_given: self.actors_given,
@@ -65,6 +81,8 @@ impl Pretrainer {
             minibatch: self.streams.minibatch.clone(),
             noise: self.streams.noise.clone(),
             uniform: self.streams.uniform.clone(),
+            crops: self.streams.crops.clone(),
+            encoder_steps,
             steps,
         };
         let mut state_bytes = VERSION.to_le_bytes().to_vec();
@@ -108,21 +126,33 @@ impl Pretrainer {
             return Err(parts.unusable(STATE, &"it was made with another `pretrain.method`").into());
         }
         let mut arrays = decode_arrays(&parts, NETWORKS)?;
+        let (eyes, encoder) = arrays.take_encoders().map_err(|e| refuse(&parts, NETWORKS, e))?;
         let mut stack = |name: &str| arrays.take_stack(name).map_err(|e| refuse(&parts, NETWORKS, e));
         let weights = EnsembleWeights {
-            actor: ActorWeights { stack: stack("actor")?, log_std: state.log_std },
+            actor: ActorWeights { stack: stack("actor")?, log_std: state.log_std, eyes },
             critic1: stack("critic1")?,
             critic2: stack("critic2")?,
             targets: Some((stack("target1")?, stack("target2")?)),
             log_alpha: None,
+            encoder,
         };
         check(&weights, dims)?;
         // Made as at a start, then filled: sizes that differ from the configured ones are noticed on the way.
         let mut made = if actors_given {
             Self::critics_for(&weights.actor, dims, config, learner, 0)?
         } else {
-            Self::new(dims, config, learner, 0)?
+            let frame = weights.actor.eyes.as_ref().map(|eyes| eyes.shape);
+            Self::seeing(frame, dims, config, learner, 0)?
         };
+        let rates = (config.actor_learning_rate, config.critic_learning_rate);
+        let saved_eyes = Eyes::new(&weights, learner, rates, (false, 0), &made.device)?;
+        match (&made.eyes, &saved_eyes) {
+            (None, None) => {}
+            (Some(made), Some(saved)) if made.fits(saved) => {
+                made.fill(saved).map_err(LearnerError::tensor("fill the networks"))?;
+            }
+            _ => return Err(parts.unusable(NETWORKS, &"its encoders are not those that `learner` asks for").into()),
+        }
         let targets = weights.targets.as_ref();
         let saved = [Some(&weights.actor.stack), Some(&weights.critic1), Some(&weights.critic2)]
             .into_iter()
@@ -147,7 +177,13 @@ impl Pretrainer {
             let state = take_moments(&mut moments, name, step).map_err(|e| refuse(&parts, OPTIMISERS, e))?;
             adam.restore(&state).map_err(|e| parts.unusable(OPTIMISERS, &e))?;
         }
-        made.streams = Streams { minibatch: state.minibatch, noise: state.noise, uniform: state.uniform };
+        let own = made.eyes.iter_mut().flat_map(|eyes| &mut eyes.optimisers);
+        for ((name, adam), step) in own.zip(state.encoder_steps) {
+            let state = take_moments(&mut moments, name, step).map_err(|e| refuse(&parts, OPTIMISERS, e))?;
+            adam.restore(&state).map_err(|e| parts.unusable(OPTIMISERS, &e))?;
+        }
+        let State { minibatch, noise, uniform, crops, .. } = state;
+        made.streams = Streams { minibatch, noise, uniform, crops };
         made.updates = state.updates;
         Ok(made)
     }

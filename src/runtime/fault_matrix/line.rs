@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use firmware_bridge::DriveState;
 
-use super::world::{Answer, LOST_STEPS, Line, PERIOD, Rig, STALE_STEPS, World, offer, rig, settings};
+use super::world::{
+    Answer, LOST_STEPS, Line, PERIOD, Rig, SHAPE, STALE_STEPS, Shot, TestCamera, World, offer, rig, settings,
+};
 use crate::clock::Clock;
 use crate::config::PersonLost;
 use crate::control::{Fault, Limits, Offer, Person, PersonSlot, QUEUE_STEPS, SwapRequest};
 use crate::robot::RobotError;
 use crate::runtime::parts::lock;
-use crate::spaces::StepFlags;
+use crate::spaces::{FrameShape, StepFlags, StepRecord};
 use crate::telemetry::ControlCounters;
 
 /// Period in which the fault begins.
@@ -36,6 +38,8 @@ pub(super) struct Case {
     person: fn() -> Person,
     /// What the person does in a period, on the run's clock in microseconds.
     commands: fn(u32, u64, &PersonSlot),
+    /// What the camera does, if there is one.
+    camera: Option<fn(u32) -> Shot>,
     /// Offered in period [`FAULT_AT`].
     offered: Option<fn() -> Offer>,
     /// The fault for which the robot is stopped.
@@ -56,11 +60,17 @@ const NORMAL: Case = Case {
     recorded: true,
     person: Person::default,
     commands: |_, _, _| {},
+    camera: None,
     offered: None,
     stopped: None,
     safe_at: None,
     check: |_, _| {},
 };
+
+/// The image of a period is too old in the third one behind it.
+const OLDEST: Duration = Duration::from_micros(5 * PERIOD.as_micros() as u64 / 2);
+/// Periods from the first missing image until the last one is too old.
+const UNTIL_STALE: u32 = 2;
 
 /// What the person commands: beyond what the limits of the case allow.
 const PERSON: f32 = 0.9;
@@ -188,6 +198,60 @@ pub(super) const CASES: &[Case] = &[
         line: |t| if t == FAULT_AT { Line::Longer } else { Line::Good },
         stopped: Some(|fault| matches!(fault, Fault::Robot(RobotError::Dimensions { .. }))),
         safe_at: Some(FAULT_AT + 1),
+        ..NORMAL
+    },
+    Case {
+        fault: "An image is late, for fewer than `safety.stale_steps` steps",
+        camera: Some(|t| if t >= FAULT_AT && t % 8 < 3 { Shot::Missing } else { Shot::Good }),
+        check: |world, counters| {
+            assert!(counters.blind.load(Relaxed) >= 6, "{:?}", counters.blind);
+            assert!(world.commands.iter().all(|(_, action)| action[0] > 0.0), "acts on the image that it has");
+        },
+        ..NORMAL
+    },
+    Case {
+        fault: "No image to act on for `safety.stale_steps` steps",
+        camera: Some(|t| if (FAULT_AT..FAULT_AT + 7).contains(&t) { Shot::Missing } else { Shot::Good }),
+        safe_at: Some(FAULT_AT + UNTIL_STALE + STALE_STEPS - 1),
+        check: |world, _| assert!(world.commands.last().unwrap().1[0] > 0.0, "goes on afterwards"),
+        ..NORMAL
+    },
+    Case {
+        fault: "The camera dies",
+        exit_code: 1,
+        camera: Some(|t| if t >= FAULT_AT { Shot::Missing } else { Shot::Good }),
+        stopped: Some(|fault| matches!(fault, Fault::Blind { ticks: LOST_STEPS })),
+        safe_at: Some(FAULT_AT + UNTIL_STALE + STALE_STEPS - 1),
+        check: |world, _| assert_eq!(world.estops, [FAULT_AT + UNTIL_STALE + LOST_STEPS - 1; 3]),
+        ..NORMAL
+    },
+    Case {
+        fault: "The camera's image stands still",
+        exit_code: 1,
+        camera: Some(|t| if t >= FAULT_AT { Shot::Frozen } else { Shot::Good }),
+        stopped: Some(|fault| matches!(fault, Fault::Blind { .. })),
+        safe_at: Some(FAULT_AT + STALE_STEPS - 1),
+        ..NORMAL
+    },
+    Case {
+        fault: "Pixels of an image are damaged",
+        answer: |_| Answer::Sees(SHAPE),
+        limits: Limits { magnitude: 0.25, slew: 0.125 },
+        camera: Some(|t| if t >= FAULT_AT && t % 3 == 0 { Shot::Damaged } else { Shot::Good }),
+        check: |world, _| {
+            assert!(world.commands.iter().all(|(_, action)| action[0].abs() <= 0.25), "the limits hold");
+            assert!(world.commands.len() > 70, "goes on");
+        },
+        ..NORMAL
+    },
+    Case {
+        fault: "A new policy looks at images of another size",
+        camera: Some(|_| Shot::Good),
+        offered: Some(|| offer(|_| Answer::Sees(FrameShape { width: 5, ..SHAPE }), 1, 1)),
+        check: |_, counters| {
+            assert_eq!(counters.refused_policies.load(Relaxed), 1);
+            assert_eq!(counters.generation.load(Relaxed), 0);
+        },
         ..NORMAL
     },
     Case {
@@ -335,8 +399,12 @@ fn run(case: &Case) {
     let person = (case.person)();
     let slot = std::sync::Arc::clone(&person.slot);
     let settings = settings(case.max_steps, case.limits, person);
-    let Rig { world, mut control, mut handover, mut steps, counters, clock } =
-        rig(case.line, case.answer, settings, Clock::lockstep(), std::sync::Arc::default());
+    let clock = Clock::lockstep();
+    let (mut camera, sight) = TestCamera::new(OLDEST);
+    camera.shoot(Shot::Good, clock.now());
+    let sight = case.camera.map(|_| sight);
+    let Rig { world, mut control, mut handover, mut steps, counters, .. } =
+        rig(case.line, case.answer, settings, clock.clone(), std::sync::Arc::default(), sight);
     let mut recorded = 0;
     let mut stopped = None;
     for tick in 0..case.ticks {
@@ -344,6 +412,9 @@ fn run(case: &Case) {
             handover.send(SwapRequest::Offer(offered()), Duration::ZERO).unwrap();
         }
         (case.commands)(tick, clock.now().0, &slot);
+        if let Some(shot) = case.camera {
+            camera.shoot(shot(tick), clock.now());
+        }
         if let Err(fault) = control.tick() {
             control.stop();
             stopped = Some(fault);
@@ -354,6 +425,7 @@ fn run(case: &Case) {
         while case.recorded
             && let Some(step) = steps.pop()
         {
+            fits(case, &step);
             recorded += u64::from(step.flags.contains(StepFlags::INTERVENTION));
         }
     }
@@ -383,4 +455,11 @@ fn run(case: &Case) {
     let clean = stopped.is_none() && counters.dropped_steps.load(Relaxed) == 0;
     assert_eq!(u8::from(!clean), case.exit_code, "{}: exit code", case.fault);
     (case.check)(&world, &counters);
+}
+
+/// A step record has an image where there is a camera; what was held for want of one is no transition.
+fn fits(case: &Case, step: &StepRecord) {
+    assert_eq!(step.frame.is_some(), case.camera.is_some(), "{}", case.fault);
+    let transition = !step.flags.contains(StepFlags::OBSERVATION_ONLY);
+    assert!(case.camera.is_none() || !transition || step.action[0] > 0.0, "{}: {step:?}", case.fault);
 }

@@ -84,6 +84,7 @@ impl World {
             settings(LENGTH, limits, Person::default()),
             Clock::lockstep(),
             Arc::clone(&shared.counters),
+            None,
         );
         let (_, unused) = crate::control::policy_slot(super::world::offer(|_| Answer::Mean(0.0), 1, 0));
         let handover = std::mem::replace(&mut rig.handover, unused);

@@ -213,7 +213,7 @@ fn run(case: &Case) {
     // Two seconds: a busy machine may stall the robot's thread, which is not what this looks for.
     let settings = ControlSettings { lost_steps: 400, ..settings(1000, limits, Person::default()) };
     let Rig { world, control, handover, steps, clock, .. } =
-        rig(|_| Line::Good, answer, settings, Clock::Monotonic, counters);
+        rig(|_| Line::Good, answer, settings, Clock::Monotonic, counters, None);
     let over = Arc::new(AtomicBool::new(false));
     let robot = live(&world, &over);
 

@@ -1,22 +1,24 @@
 //! A robot on a line that fails on purpose, and policies that do.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use firmware_bridge::{DriveState, Frame, MAX_FRAME, Message};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Stamp};
 use crate::config::Exploration;
 use crate::control::{
-    ControlLoop, ControlSettings, Limits, Offer, Person, PolicyHandover, Rules, StepConsumer, policy_slot, step_queue,
+    ControlLoop, ControlSettings, FrameProducer, Limits, Offer, Pace, Person, PolicyHandover, Rules, Sight,
+    StepConsumer, frame_queue, policy_slot, step_queue,
 };
 use crate::learner::stream;
 use crate::policy::{PolicyBackend, PolicyError, PolicyOutput};
 use crate::robot::loopback::ModelRobot;
 use crate::robot::{FirmwareRobot, Link, LinkCounters, LinkError};
 use crate::runtime::parts::lock;
-use crate::spaces::Spaces;
-use crate::telemetry::ControlCounters;
+use crate::spaces::{Frame as CameraFrame, FrameShape, Spaces};
+use crate::telemetry::{CameraCounters, ControlCounters};
 
 pub(super) const PERIOD: Duration = Duration::from_millis(5);
 pub(super) const STALE_STEPS: u32 = 2;
@@ -232,6 +234,8 @@ pub(super) enum Answer {
     Error,
     Panic,
     Wider,
+    /// Looks at images, of a size that the camera may not have.
+    Sees(FrameShape),
 }
 
 /// A policy that answers as it is told.
@@ -242,7 +246,7 @@ pub(super) struct Scripted {
 }
 
 impl PolicyBackend for Scripted {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
         assert!(!observation.iter().any(|value| value.is_subnormal()), "{observation:?}");
         let answer = (self.answer)(self.runs);
         self.runs += 1;
@@ -252,6 +256,10 @@ impl PolicyBackend for Scripted {
             Answer::Mean(mean) => out.mean[0] = mean,
             Answer::Error => return Err(PolicyError::ObservationNotFinite { index: 0 }),
             Answer::Panic => panic!("injected"),
+            Answer::Sees(shape) if image.len() != shape.bytes() => {
+                return Err(PolicyError::ImageLength { expected: shape.bytes(), got: image.len() });
+            }
+            Answer::Sees(_) => out.mean[0] = f32::from(image[20]),
             Answer::Wider => out.action_dim = self.actions + 1,
         }
         Ok(())
@@ -272,6 +280,56 @@ impl PolicyBackend for Scripted {
 
 pub(super) fn offer(answer: fn(u32) -> Answer, actions: usize, generation: u32) -> Offer {
     Offer { policy: Box::new(Scripted { answer, actions, runs: 0 }), generation }
+}
+
+/// What the camera does in a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shot {
+    Good,
+    /// No image comes.
+    Missing,
+    /// The image stands still, and the camera thread has noticed.
+    Frozen,
+    /// Rows of the image are damaged.
+    Damaged,
+}
+
+/// Size of the images.
+pub(super) const SHAPE: FrameShape = FrameShape { width: 4, height: 4, channels: 3 };
+
+/// A camera, and the share of its frames that keeps their memory.
+pub(super) struct TestCamera {
+    frames: FrameProducer,
+    pub counters: Arc<CameraCounters>,
+    pool: Vec<Arc<CameraFrame>>,
+    sequence: u64,
+}
+
+impl TestCamera {
+    /// A camera and what the control loop sees of it; images older than `oldest` are stale.
+    pub(super) fn new(oldest: Duration) -> (Self, Sight) {
+        let (frames, sight) = frame_queue();
+        let counters = Arc::<CameraCounters>::default();
+        let sight = Sight::new(sight, Arc::clone(&counters), Pace::Newest(oldest));
+        (Self { frames, counters, pool: Vec::new(), sequence: 0 }, sight)
+    }
+
+    /// What happens in a period at `now`.
+    pub(super) fn shoot(&mut self, shot: Shot, now: Stamp) {
+        self.sequence += 1;
+        self.counters.frozen.store(u64::from(shot == Shot::Frozen), Relaxed);
+        if shot == Shot::Missing {
+            return;
+        }
+        let mut pixels = vec![self.sequence as u8; SHAPE.bytes()];
+        if shot == Shot::Damaged {
+            pixels[12..36].iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 97) as u8);
+        }
+        let (sequence, capture_ns) = (self.sequence, now.0 * 1000);
+        let frame = Arc::new(CameraFrame { shape: SHAPE, sequence, capture_ns, pixels: pixels.into() });
+        assert!(self.frames.push(Arc::clone(&frame)), "the loop takes every frame");
+        self.pool.push(frame);
+    }
 }
 
 /// A control loop on a line.
@@ -306,6 +364,7 @@ pub(super) fn rig(
     settings: ControlSettings,
     clock: Clock,
     counters: Arc<ControlCounters>,
+    sight: Option<Sight>,
 ) -> Rig {
     let world = World::new(line);
     let link = Box::new(FaultyLink(Arc::clone(&world)));
@@ -316,6 +375,9 @@ pub(super) fn rig(
     let rng = stream(0, "fault matrix");
     let mut control =
         ControlLoop::new(Box::new(robot), slot, producer, Arc::clone(&counters), clock.clone(), settings, rng);
+    if let Some(sight) = sight {
+        control = control.with_camera(sight);
+    }
     control.start().unwrap();
     Rig { world, control, handover, steps, counters, clock }
 }

@@ -140,5 +140,5 @@ impl Drop for BusyLearner {
 
 /// Random transitions.
 pub(super) fn store(seed: u64) -> Result<Store, RuntimeError> {
-    Ok(random_store(DIMS, TRANSITIONS, seed)?)
+    Ok(random_store(DIMS, None, TRANSITIONS, seed)?)
 }

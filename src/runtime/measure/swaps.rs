@@ -79,8 +79,8 @@ fn mark(generation: u32) -> f32 {
 }
 
 impl PolicyBackend for Marked {
-    fn infer(&mut self, observation: &[f32], out: &mut PolicyOutput) -> Result<(), PolicyError> {
-        self.inner.infer(observation, out)?;
+    fn infer(&mut self, observation: &[f32], image: &[u8], out: &mut PolicyOutput) -> Result<(), PolicyError> {
+        self.inner.infer(observation, image, out)?;
         out.mean[0] = mark(self.generation);
         Ok(())
     }

@@ -150,6 +150,7 @@ fn parts_of(after: Timings, before: Timings, updates: usize) -> Vec<(&'static st
     };
     vec![
         part("sampling", |t| t.sampling),
+        part("encoder", |t| t.encoder),
         part("density", |t| t.density),
         part("target", |t| t.target),
         part("critic forward", |t| t.critic_forward),
