@@ -1,5 +1,6 @@
 //! Promises of `fieldtune collect`: what was recorded survives a kill, goes on from there, and serves everybody.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -133,6 +134,64 @@ fn scripts_and_noise_do_what_they_say() {
     let found: Value = serde_json::from_str(&done(program(&quiet))).unwrap();
     let mean = found["all"]["mean"].as_f64().unwrap();
     assert!(mean > 0.001 && mean < 0.05, "noise of 0.05 before tanh moves actions by {mean}");
+}
+
+#[test]
+fn what_the_robot_does_by_itself_is_recorded() {
+    if !Path::new(env!("CARGO_MANIFEST_DIR")).join(".native/libmujoco.so").exists() {
+        return eprintln!("skipped: MuJoCo is missing; tools/setup-native fetches it");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let directory = format!("run.directory={}", folder.path().join("gantry").display());
+    let begin = |more: &[&str]| {
+        let settings =
+            ["camera.source=", "replay.offline=", "replay.sampler=online", "run.existing=resume", &directory];
+        let mut command = program(&["collect", "--config", "config/gantry-pickplace.toml"]);
+        command.args(settings.iter().flat_map(|s| ["--set", s])).args(more).stdin(Stdio::null());
+        done(command)
+    };
+    begin(&["--by", "robot", "--set", "simulator.script=[0.05]", "--steps", "300"]);
+    let scripted = steps(&folder.path().join("gantry"));
+    assert!(scripted.iter().filter(|step| step.reward == 1.0).count() >= 8, "the script succeeds");
+    let moved = |step: &StepRecord| step.action.iter().any(|entry| *entry != 0.0);
+    assert!(scripted.iter().all(moved), "what was done is recorded, not the commands");
+
+    // Random data of the same set, without reward.
+    let still = ["--set", "episode.reward=outcome", "--set", "episode.success_reward=0"];
+    begin(&[&["--by", "uniform", "--steps", "500"], &still[..]].concat());
+    let all = steps(&folder.path().join("gantry"));
+    assert_eq!(all[..scripted.len()], scripted);
+    assert!(all.len() >= 499 && all[scripted.len()..].iter().all(|step| step.reward == 0.0));
+}
+
+/// Camera frames of a recording of the gantry, one for every record; `None` where there is no OSMesa.
+fn seen(folder: &Path) -> Option<Vec<Vec<u8>>> {
+    let directory = format!("run.directory={}", folder.display());
+    let settings = ["replay.offline=", "replay.sampler=online", "simulator.script=[0.3]", &directory];
+    let mut command = program(&["collect", "--config", "config/gantry-closed.toml", "--by", "robot", "--steps", "120"]);
+    command.args(settings.iter().flat_map(|s| ["--set", s])).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && (said.contains("OSMesa") || said.contains("MuJoCo")) {
+        eprintln!("skipped: the gantry's camera: {said}");
+        return None;
+    }
+    assert!(output.status.success(), "{said}");
+    let store = open_damaged(&folder.join("replay")).unwrap();
+    let all = store.first_sequence()..=store.last_sequence();
+    Some(all.map(|sequence| store.frame(sequence).unwrap().2.to_vec()).collect())
+}
+
+#[test]
+fn every_record_has_the_image_of_its_observation_and_a_repetition_gives_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(first) = seen(&folder.path().join("first")) else { return };
+    let again = seen(&folder.path().join("again")).unwrap();
+    assert!(first == again, "in lockstep the same seed gives the same images");
+    // 120 steps, and what ended the episodes.
+    assert!(first.len() > 121 && first.iter().all(|image| image.len() == 48 * 48 * 3));
+    let moved = first.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(moved + 3 >= first.len(), "{moved} of {} images differ from the one before", first.len());
 }
 
 #[test]

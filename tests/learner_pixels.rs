@@ -292,6 +292,26 @@ fn pretraining_learns_from_images_and_its_agents_go_on_online() {
 }
 
 #[test]
+fn actors_that_imitate_teach_a_shared_encoder() {
+    let (pretrain, learner) = pretrain_config();
+    let encoder_after = |behaviour_cloning_updates, actor_learning_rate| {
+        let pretrain = PretrainConfig {
+            method: PretrainMethod::Sac,
+            behaviour_cloning_updates,
+            actor_learning_rate,
+            ..pretrain.clone()
+        };
+        let mut pretrainer = Pretrainer::seeing(Some(FRAME), DIMS, &pretrain, &learner, 3).unwrap();
+        pretrainer.step(&mut data()).unwrap();
+        pretrainer.weights().unwrap().actor.eyes.unwrap().encoders
+    };
+    // The critics, and so what they ask of it, are the same in all.
+    let alone = encoder_after(0, 1e-3);
+    assert_eq!(encoder_after(0, 1e-2), alone);
+    assert_ne!(encoder_after(1, 1e-3), alone);
+}
+
+#[test]
 fn pretraining_resumes_to_the_byte() {
     let (pretrain, shared) = pretrain_config();
     for method in [PretrainMethod::Cql, PretrainMethod::BehaviourCloning] {

@@ -208,7 +208,7 @@ fn frames_in_memory_stay_within_their_bound() {
     assert!(most - before.min(most) <= (bound >> 10) + 4096, "{most} kB, {before} kB before");
     store.keep_resident(u64::MAX);
     (1..=1000).for_each(|sequence| {
-        assert!(store.frame(sequence).is_ok_and(|(_, _, pixels)| pixels.iter().all(|p| *p == pixels[0])))
+        assert!(store.frame(sequence).is_ok_and(|(_, _, pixels)| pixels.iter().all(|p| *p == pixels[0])));
     });
     assert!(mapped() > before + 60_000, "the test sees mapped frames");
 }

@@ -77,7 +77,7 @@ impl View {
         if image.format == ImageFormat::Yuyv && self.filter != Filter::Area {
             let mut rgb = std::mem::take(&mut self.rgb);
             rgb.clear();
-            rgb.extend(image.bytes.as_chunks().0.iter().flat_map(both_pixels));
+            rgb.extend(image.bytes.as_chunks().0.iter().flat_map(|pair| both_pixels(*pair)));
             let outcome = self.reduce(ImageFormat::Rgb8, &rgb, size, into);
             self.rgb = rgb;
             return outcome;
@@ -161,7 +161,7 @@ fn bilinear(
     resizer.resize(&from, &mut to, &options).map_err(|e| damaged(&e))
 }
 
-fn both_pixels(pair: &[u8; 4]) -> [u8; 6] {
+fn both_pixels(pair: [u8; 4]) -> [u8; 6] {
     let [y0, u, y1, v] = pair.map(f32::from);
     let (left, right) = (to_rgb(y0, u, v), to_rgb(y1, u, v));
     [left[0], left[1], left[2], right[0], right[1], right[2]]

@@ -23,7 +23,7 @@ use crate::clock::{Clock, Stamp};
 use crate::config::{CameraConfig, CameraSource};
 
 pub use image::{Image, View};
-pub use paced::{Recording, pattern};
+pub use paced::{NextFrame, Recording, pattern};
 pub use ring::RingWriter;
 
 /// Where images come from.

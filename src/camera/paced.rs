@@ -13,12 +13,15 @@ use crate::spaces::FrameShape;
 /// Size of the pattern where none is configured.
 const PATTERN: (u16, u16) = (640, 480);
 
+/// Puts the next frame of a recording into the vector.
+pub type NextFrame = Box<dyn FnMut(&mut Vec<u8>) + Send>;
+
 /// Recorded frames, which begin again at their end.
 pub struct Recording {
     /// Their size; several cameras lie behind each other in a pixel.
     pub shape: FrameShape,
     /// Puts the next one, [`FrameShape::bytes`] bytes, into the vector.
-    pub next: Box<dyn FnMut(&mut Vec<u8>) + Send>,
+    pub next: NextFrame,
 }
 
 enum Content {

@@ -277,7 +277,7 @@ fn agree(file: &File, config: &CameraConfig) -> Result<(ImageFormat, (u16, u16))
             continue;
         }
         let row = format.payload(width, 1);
-        if wanted.width != width.into() || wanted.height != height.into() {
+        if (wanted.width, wanted.height) != (u32::from(width), u32::from(height)) {
             offered.push(format!("{}x{} {stream:?}", wanted.width, wanted.height));
         } else if format != ImageFormat::Jpeg && wanted.bytesperline != row {
             offered.push(format!("{stream:?} with rows of {} bytes instead of {row}", wanted.bytesperline));

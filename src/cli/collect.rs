@@ -62,6 +62,9 @@ enum By {
     /// A person at a game controller: its first axis is the first entry of the action, and so on; the first button says
     /// success, the second failure.
     Gamepad,
+    /// The robot itself: nothing is commanded, what it says it did is recorded. A simulated one follows its script
+    /// (simulator.script).
+    Robot,
 }
 
 /// Keys that move an entry of the action down and up.
@@ -86,6 +89,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
         By::Uniform => ActionSource::Uniform,
         By::Script => ActionSource::Script(script(args.script.as_deref().unwrap_or(Path::new("")), &config)?),
         By::Keyboard | By::Gamepad => ActionSource::Hand(Arc::clone(&hand)),
+        By::Robot => ActionSource::Robot,
     };
     let gamepad = if args.by == By::Gamepad { Some(Gamepad::open(&args.gamepad)?) } else { None };
     let options = RunOptions { source, ..RunOptions::new(this_program()?, stop_on_signal()?) };

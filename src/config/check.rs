@@ -56,6 +56,16 @@ fn run_and_robot(c: &Config, checks: &mut Checks) {
     link_rate(c, checks);
     let nowhere = robot.address.is_empty() && c.simulator.task.is_empty();
     checks.need(!nowhere, "robot.address", "empty", "needs an address, or simulator.task to start a simulated robot");
+    let (script, shown) = (&c.simulator.script, format!("{:?}", c.simulator.script));
+    let levels = script.iter().all(|level| (0.0..=2.0).contains(level));
+    checks.need(levels, "simulator.script", &shown, "standard deviations must lie in [0, 2]");
+    let started = script.is_empty() || robot.address.is_empty();
+    checks.need(
+        started,
+        "simulator.script",
+        &shown,
+        "is for a simulator that the run starts, but robot.address is set",
+    );
     let period_ms = 1000.0 / hz;
     let realtime = c.run.clock == ClockKind::Realtime;
     checks.need(

@@ -335,10 +335,12 @@ sections! {
 
     /// `[simulator]`.
     SimulatorConfig {
-        /// `pendulum`, `halfcheetah`, `hopper`, `walker2d`; empty for a real robot.
+        /// `pendulum`, `halfcheetah`, `hopper`, `walker2d`, `gantry-...`; empty for a real robot.
         task: String = String::from("pendulum"),
         /// Folder with the MuJoCo library and models (`tools/setup-native`).
         native: PathBuf = PathBuf::from(".native"),
+        /// Noise levels of a script of the robot's own, which it follows instead of its commands; empty for none.
+        script: Vec<f64> = Vec::new(),
     }
 
     /// `[camera]`.

@@ -2,7 +2,7 @@
 //!
 //! What an encoder makes of an image, with the robot's observation behind it if the networks see that, is the
 //! `observation` of the stacks; everything else in an update is as without images. Of a shared encoder the critics'
-//! loss is the only teacher: all others get its features without gradient. Features of a frozen encoder are put into
+//! loss is the teacher, and that of actors that imitate the data: all others get its features without gradient. Features of a frozen encoder are put into
 //! the minibatch in the place of the observation ([`super::features`]).
 
 use candle_core::backprop::GradStore;
@@ -220,8 +220,9 @@ impl Eyes {
         Tensor::from_slice(bytes, (count, height, width, channels), device)
     }
 
-    /// Lets all networks look at a minibatch: fills what they see of it. Nothing happens with frozen encoders.
-    pub(super) fn look(&self, batch: &mut Batch, rng: &mut ChaCha8Rng) -> TensorResult<()> {
+    /// Lets all networks look at a minibatch: fills what they see of it. Nothing happens with frozen encoders. `teach`:
+    /// the actors' loss trains a shared encoder, too ([`Eyes::join`]).
+    pub(super) fn look(&self, batch: &mut Batch, teach: bool, rng: &mut ChaCha8Rng) -> TensorResult<()> {
         let Some(seen) = batch.seen.clone() else { return Ok(()) };
         let (now, then) = (&seen.image, &seen.next_image);
         let count = now.dim(0)?;
@@ -233,15 +234,16 @@ impl Eyes {
             Trunks::Frozen { .. } => return Ok(()),
             Trunks::Shared { online, target } => {
                 let judged = beside(&online.forward(now, first.clone())?.squeeze(0)?)?;
-                batch.observation = match self.crops {
-                    Crops::Once => judged.detach(),
-                    Crops::EachPass => beside(&online.forward_detached(now, of(&first, 1))?.squeeze(0)?)?,
+                let own = match self.crops {
+                    Crops::Once => judged.clone(),
+                    Crops::EachPass => beside(&online.forward(now, of(&first, 1))?.squeeze(0)?)?,
                 };
+                batch.observation = if teach { own } else { own.detach() };
                 batch.judged = [judged.clone(), judged];
                 batch.next_observation = next_beside(&online.forward_detached(then, of(&second, 1))?.squeeze(0)?)?;
                 let next = next_beside(&target.forward_detached(then, of(&second, 1))?.squeeze(0)?)?;
                 batch.next_judged = [next.clone(), next];
-                batch.weighed = batch.observation.clone();
+                batch.weighed = batch.observation.detach();
             }
             Trunks::Separate { actor, critics: [one, two], targets: [next_one, next_two], density } => {
                 let mut pass = |trunk: &Trunk| beside(&trunk.forward(now, of(&first, trunk.members()))?);
@@ -331,6 +333,18 @@ impl Eyes {
                 targets.iter().zip(critics).try_for_each(|(to, from)| polyak_vars(&to.vars(), &from.vars(), rate))
             }
         }
+    }
+
+    /// Adds what the actors' loss asks of a shared encoder to what the critics' loss asks.
+    pub(super) fn join(&self, actors: &GradStore, critics: &mut GradStore) -> TensorResult<()> {
+        let Trunks::Shared { online, .. } = &self.trunks else { return Ok(()) };
+        for var in online.vars() {
+            if let Some(own) = actors.get(&var) {
+                let sum = critics.get(&var).map_or_else(|| Ok(own.clone()), |other| other.add(own))?;
+                critics.insert(&var, sum);
+            }
+        }
+        Ok(())
     }
 
     /// Steps what the actors' loss trains.

@@ -328,7 +328,7 @@ impl Learner {
     /// Lets the networks look at the images of `batch`.
     fn look(&mut self, batch: &mut Batch) -> Result<(), LearnerError> {
         let Some(eyes) = &self.eyes else { return Ok(()) };
-        eyes.look(batch, &mut self.streams.crops).map_err(LearnerError::tensor("look at images"))
+        eyes.look(batch, false, &mut self.streams.crops).map_err(LearnerError::tensor("look at images"))
     }
 
     /// What the density network makes of its own minibatches and of `all` rows.

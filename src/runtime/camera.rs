@@ -76,11 +76,11 @@ pub(super) fn start(
     }
     let (frames, consumer) = frame_queue();
     let over = Arc::new(AtomicBool::new(false));
-    let mut eyes = Eyes::new(config, clock, simulator, frames, Arc::clone(window), shared.cloned());
+    let mut bridge = Bridge::new(config, clock, simulator, frames, Arc::clone(window), shared.cloned());
     let end = Arc::clone(&over);
     let body = move || {
-        let panicked = catch_unwind(AssertUnwindSafe(|| eyes.watch(&end))).is_err();
-        match &eyes.shared {
+        let panicked = catch_unwind(AssertUnwindSafe(|| bridge.watch(&end))).is_err();
+        match &bridge.shared {
             Some(shared) if panicked => shared.fail("the camera thread panicked".into()),
             _ if panicked => log::error!("the camera thread panicked"),
             _ => {}
@@ -136,7 +136,7 @@ impl Eye {
     }
 }
 
-struct Eyes {
+struct Bridge {
     config: CameraConfig,
     clock: Clock,
     eyes: Vec<Eye>,
@@ -152,7 +152,7 @@ fn count(counter: &AtomicU64, by: u32) {
     counter.fetch_add(by.into(), Relaxed);
 }
 
-impl Eyes {
+impl Bridge {
     fn new(
         config: &CameraConfig,
         clock: &Clock,

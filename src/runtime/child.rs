@@ -28,6 +28,7 @@ impl Simulator {
         let camera = sees.then(|| camera_beside(&socket));
         let failed = |reason: String| RuntimeError::Simulator { task: config.simulator.task.clone(), reason };
         let _ = std::fs::remove_file(&socket);
+        let script = config.simulator.script.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut child = Command::new(program)
             .arg("simulate")
             .args(["--task", &config.simulator.task])
@@ -36,6 +37,7 @@ impl Simulator {
             .arg(&config.simulator.native)
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
+            .args(if script.is_empty() { vec![] } else { vec!["--script", &script] })
             .args(["--quiet", "--die-with-parent", "--idle-exit-s", "0"])
             .args(camera.iter().flat_map(|path| ["--camera".to_owned(), format!("unix:{}", path.display())]))
             .stdin(Stdio::null())

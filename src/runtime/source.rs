@@ -1,4 +1,4 @@
-//! Who chooses the actions when no bundle does: chance, a table, a person's hand.
+//! Who chooses the actions when no bundle does: chance, a table, a person's hand, the robot itself.
 //!
 //! Each is a [`PolicyBackend`], so that limits, faults, swaps and records are those of every policy.
 
@@ -26,6 +26,8 @@ pub enum ActionSource {
     Script(Vec<Vec<f32>>),
     /// A person.
     Hand(Arc<Hand>),
+    /// The robot itself, which reports what it did: the commands are zero.
+    Robot,
 }
 
 impl ActionSource {
@@ -33,7 +35,7 @@ impl ActionSource {
     /// first episode.
     pub(super) fn backend(&self, config: &Config, first_episode: u32) -> Box<dyn PolicyBackend> {
         let choice = match self {
-            Self::Policy => Choice::Script(Vec::new(), 0),
+            Self::Policy | Self::Robot => Choice::Script(Vec::new(), 0),
             Self::Uniform => {
                 let name = format!("uniform actions from episode {first_episode}");
                 Choice::Uniform(Box::new(stream(config.run.seed, &name)))
@@ -155,7 +157,7 @@ mod tests {
         hand.put(0, -0.5);
         hand.put(99, 1.0);
         near(actions(&ActionSource::Hand(hand), 0, 2), &[-0.5, -0.5]);
-        near(actions(&ActionSource::Policy, 0, 2), &[0.0, 0.0]);
+        near(actions(&ActionSource::Robot, 0, 2), &[0.0, 0.0]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes docs/results-halfcheetah.md and its curves from the raw files of tools/results/run.py, and from nothing else.
+"""Makes docs/results-halfcheetah.md, docs/results-gantry.md and their curves from the raw files of tools/results/run.py, and
+from nothing else.
 
 usage: tools/results/render.py [RAW-FOLDER [DOCS-FOLDER]]
 """
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from plan import GANTRY
+
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf"]
 
@@ -17,12 +20,12 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def load(folder):
-    """All raw files, by kind, in the order of their names."""
+def load(folder, gantry):
+    """The raw files of the gantry, or of HalfCheetah, by kind, in the order of their names."""
     found = {"pretrain": [], "finetune": []}
     for path in sorted(folder.glob("*.json")):
         value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict) and value.get("kind") in found:
+        if isinstance(value, dict) and value.get("kind") in found and (value["start"] in GANTRY) == gantry:
             found[value["kind"]].append(value)
     return found
 
@@ -121,7 +124,7 @@ def pretrain_section(runs, docs):
 
 def page(raw, docs):
     """Writes the page; what people say of the figures stands in RAW/notes.md and is taken over as it is."""
-    found = load(raw)
+    found = load(raw, gantry=False)
     docs.mkdir(parents=True, exist_ok=True)
     text = [
         "# Results on HalfCheetah",
@@ -145,5 +148,65 @@ def page(raw, docs):
     (docs / "results-halfcheetah.md").write_text("\n".join(text), encoding="utf-8")
 
 
+def percent(value):
+    return f"{100 * value:.0f} %"
+
+
+def success_section(start, runs, docs):
+    """Success rates of all methods of one task, and what its minibatches held."""
+    rows, lines = [], []
+    for (method,), seeds in grouped(runs, "method").items():
+        points = curve(seeds)
+        ends = [f"{percent(mean(run['points'][0]['returns']))} to {percent(mean(run['points'][-1]['returns']))}" for run in seeds]
+        best = max(points, key=lambda point: point[1])
+        rows.append([method, points[-1][0], percent(points[0][1]), percent(min(value for _, value in points)),
+                     f"{percent(best[1])} at {best[0]}", percent(points[-1][1]), "; ".join(ends)])  # fmt: skip
+        lines.append((method, [(step, 100 * value) for step, value in points]))
+    name = f"results-{start}.svg"
+    (docs / name).write_text(svg(f"{start}: successes in percent", lines, "online steps"), encoding="utf-8")
+    head = ["method", "steps", "before", "lowest", "best", "after", "by seed"]
+    text = table(head, rows) + ["", f"![successes by online steps]({name})", ""]
+    shares = [(run, point) for run in runs for point in run["points"] if "by_source" in point]
+    if not shares:
+        return text
+    text += ["Shares of a minibatch by source:", ""]
+    rows = [[run["method"], run["seed"], point["steps"], *(percent(point["by_source"][source]) for source in SOURCES)]
+            for run, point in shares]  # fmt: skip
+    return text + table(["method", "seed", "steps", *SOURCES], rows) + [""]
+
+
+SOURCES = ["scripted", "random", "online"]
+
+
+def gantry_page(raw, docs):
+    """Writes the gantry's page; what people say of the figures stands in RAW/notes-gantry.md."""
+    found = load(raw, gantry=True)
+    if not found["pretrain"]:
+        return
+    text = ["# Results on the gantry", "", "Made by `tools/results/render.py` from the files in `docs/results` alone.", ""]
+    notes = raw / "notes-gantry.md"
+    if notes.exists():
+        text += [notes.read_text(encoding="utf-8").strip(), ""]
+    rows = []
+    for run in found["pretrain"]:
+        points = [(e["updates"], mean(e["returns"])) for e in run["evaluations"]]
+        best = max(points, key=lambda point: point[1])
+        rows.append([run["start"], run["seed"], run["updates"], f"{percent(best[1])} at {best[0]}", percent(points[-1][1]),
+                     f"{run['cpu_ms_per_update']:.0f}"])  # fmt: skip
+    head = ["task", "seed", "updates", "best of the evaluations", "at the end", "CPU ms per update"]
+    text += ["## Pretraining", "", *table(head, rows), ""]
+    for start in GANTRY:
+        runs = [run for run in found["finetune"] if run["start"] == start]
+        if runs:
+            text += [f"## {start}", "", *success_section(start, runs, docs)]
+    (docs / "results-gantry.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def pages(raw, docs):
+    """Writes both pages."""
+    page(raw, docs)
+    gantry_page(raw, docs)
+
+
 if __name__ == "__main__":
-    page(*(Path(argument) for argument in (sys.argv[1:] + [str(ROOT / "docs/results"), str(ROOT / "docs")][len(sys.argv) - 1 :])))
+    pages(*(Path(argument) for argument in (sys.argv[1:] + [str(ROOT / "docs/results"), str(ROOT / "docs")][len(sys.argv) - 1 :])))

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Runs the HalfCheetah tables of docs/results-halfcheetah.md, or a part of them, and renders the page.
+"""Runs the tables of docs/results-halfcheetah.md and docs/results-gantry.md, or a part of them, and renders the pages.
 
 Every part (a pretraining, or one method's fine-tuning from one start with one seed) leaves one small JSON file in
 docs/results. A part whose file has all its steps is not run again; one that was interrupted goes on from its last
-checkpoint. The figures on the page come from these files alone: tools/results/render.py.
+checkpoint. The figures on the pages come from these files alone: tools/results/render.py.
 
 Python's standard library only (3.11 or newer). Needs `cargo build --release` and tools/setup-native (README, "HalfCheetah").
 """
 
 import argparse
+import array
 import json
 import os
 import shutil
@@ -19,18 +20,18 @@ import zipfile
 from pathlib import Path
 
 import render
-from plan import METHODS, STARTS, finetune_name, pretrain_name
+from plan import GANTRY, METHODS, STARTS, config_of, finetune_name, pretrain_name
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "config/halfcheetah.toml"
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", type=Path, required=True, help="folder with halfcheetah_*_v5.npz")
+    add("--datasets", type=Path, help="folder with halfcheetah_*_v5.npz; the gantry's data are collected")
     add("--published", type=Path, help="bundle of the published agents: table (a)")
-    add("--starts", nargs="*", default=[], choices=list(STARTS), help="data sets to pretrain on: table (b)")
+    add("--starts", nargs="*", default=[], choices=[*STARTS, *GANTRY], help="data sets to pretrain on: table (b)")
+    add("--collect-steps", type=int, default=10_000, help="gantry: steps of the script, and as many of chance")
     add("--methods", nargs="*", default=["off2on-code", "uniform", "online-only"], choices=METHODS)
     add("--seeds", nargs="*", type=int, default=[0, 1])
     add("--pretrain-seed", type=int, help="fine-tune all seeds from this one's pretraining; default: each from its own")
@@ -51,10 +52,10 @@ def arguments():
     return parser.parse_args()
 
 
-def call(options, name, command, settings):
+def call(options, start, name, command, settings):
     """Runs the program; its words go to WORK/NAME.log. Ends this program when it fails."""
     options.work.mkdir(parents=True, exist_ok=True)
-    line = [str(options.program), *command, "--config", CONFIG]
+    line = [str(options.program), *command, "--config", config_of(start)]
     for setting in settings:
         line += ["--set", setting]
     print(f"{name}: {' '.join(command)}", flush=True)
@@ -77,6 +78,10 @@ def write(path, value):
 
 def data_of(options, start):
     """The data set of a start; several files are joined into one."""
+    if start in GANTRY:
+        return collect(options, start)
+    if options.datasets is None:
+        sys.exit(f"{start} needs --datasets")
     names = STARTS[start]
     if len(names) == 1:
         return options.datasets / names[0]
@@ -85,6 +90,43 @@ def data_of(options, start):
         options.work.mkdir(parents=True, exist_ok=True)
         join([options.datasets / name for name in names], joined)
     return joined
+
+
+def facts_of(options, start):
+    """Where it is said how a collected set is made up."""
+    return options.work / f"data-{start}.json"
+
+
+def collect(options, start):
+    """Half of the steps by the task's script with noise, half by chance and without reward, in one buffer."""
+    folder, facts, steps = options.work / f"data-{start}", facts_of(options, start), options.collect_steps
+    if facts.exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = [f"run.directory={folder}", "run.existing=resume", "replay.offline=", "replay.sampler=online",
+                f"replay.capacity={3 * steps}"]  # fmt: skip
+    command = ["collect", "--by", "robot", "--steps", str(steps)]
+    call(options, start, f"data-{start}", command, [*settings, "simulator.script=[0.05, 0.15, 0.3, 0.6]"])
+    inspect = [str(options.program), "data", "inspect", str(folder), "--json"]
+    found = json.loads(subprocess.run(inspect, cwd=ROOT, check=True, capture_output=True).stdout)
+    command = ["collect", "--by", "uniform", "--steps", str(2 * steps)]
+    call(options, start, f"data-{start}", command, [*settings, "episode.reward=outcome", "episode.success_reward=0"])
+    write(facts, {"scripted_records": found["buffer"]["records"], "scripted_success": found["return_mean"], "steps": steps})
+    return folder
+
+
+def by_source(options, start, name, settings):
+    """What the sampler draws at present: shares of scripted, random and online steps."""
+    drawn = options.work / f"{name}.sample.npz"
+    call(options, start, name, ["data", "sample", str(options.work / name), "--n", "20000", "--out", str(drawn)], settings)
+    archive = zipfile.ZipFile(drawn)
+    index, online = (array.array("q", split_npy(archive.read(f"{column}.npy"))[1]) for column in ("index", "source"))
+    drawn.unlink()
+    scripted = read(facts_of(options, start))["scripted_records"]
+    count = {"scripted": 0, "random": 0, "online": 0}
+    for place, is_online in zip(index, online):
+        count["online" if is_online else "scripted" if place < scripted else "random"] += 1
+    return {source: rows / len(index) for source, rows in count.items()}
 
 
 def join(files, out):
@@ -141,8 +183,8 @@ def pretrain(options, start, seed):
         ]
         command = ["pretrain", "--out", str(bundle), "--report", str(report), *(["--best"] if options.best else [])]
         if options.imitate_set and not (report.exists() and read(report)["updates"] >= options.imitate):
-            call(options, name, command, [*settings, f"pretrain.updates={options.imitate}", *options.imitate_set])
-        call(options, name, command, [*settings, f"pretrain.updates={options.pretrain_updates}"])
+            call(options, start, name, command, [*settings, f"pretrain.updates={options.imitate}", *options.imitate_set])
+        call(options, start, name, command, [*settings, f"pretrain.updates={options.pretrain_updates}"])
     kept = {key: getattr(options, key) for key in ("best", "set", "imitate", "imitate_set")}
     write(raw, {"kind": "pretrain", "start": start, **kept, **read(report)})
     return bundle
@@ -188,13 +230,15 @@ def finetune(options, start, bundle, data, method, seed):
             *options.set,
         ]
         if not report.exists() or read(report)["online_transitions"] < steps:
-            call(options, name, ["run", "--quiet", "--report", str(report)], settings_of_part)
+            call(options, start, name, ["run", "--quiet", "--report", str(report)], settings_of_part)
         found = read(report)
         if found["online_transitions"] < steps:
             sys.exit(f"{name} was stopped at {found['online_transitions']} of {steps} steps; start again to go on")
         if not done["points"]:
             done["points"].append({"steps": 0, "updates": 0, "returns": found["before"]})
         point = {"steps": steps, "updates": found["updates"], "returns": found["after"]}
+        if start in GANTRY and not any(setting in ("replay.sampler=online", "replay.offline=") for setting in settings):
+            point["by_source"] = by_source(options, start, name, settings_of_part)
         done["points"].append(point | {key: found[key] for key in ("offline_share", "losses", "updates_per_cpu_second")})
         done["episodes"] += [[e["at_step"], e["episode_return"]] for e in found["episodes"]]
         done["set"] = settings + options.set
@@ -212,7 +256,7 @@ def main():
             bundle = pretrain(options, start, seed if options.pretrain_seed is None else options.pretrain_seed)
             for method in options.methods:
                 finetune(options, start, bundle, data_of(options, start), method, seed)
-    render.page(options.raw, options.docs)
+    render.pages(options.raw, options.docs)
 
 
 if __name__ == "__main__":

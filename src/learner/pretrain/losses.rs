@@ -4,7 +4,6 @@ use candle_core::{Result, Tensor};
 
 use super::Pretrainer;
 use super::draws::{Backup, PenaltyDraws};
-use crate::config::PretrainMethod;
 use crate::learner::batch::{Batch, for_critics};
 use crate::learner::streams::noise_like;
 use crate::nn::{pointwise, tanh_gaussian};
@@ -45,9 +44,7 @@ impl Pretrainer {
     pub(super) fn actor_loss(&mut self, batch: &Batch, output: &Tensor, temperature: &Tensor) -> Result<ActorLoss> {
         let (mean, std) = tanh_gaussian::member_moments(output, self.log_std)?;
         let sample = tanh_gaussian::sample(&mean, &std, &noise_like(&mean, &mut self.streams.noise)?)?;
-        let imitate = self.config.method == PretrainMethod::BehaviourCloning
-            || self.updates < self.config.behaviour_cloning_updates;
-        let loss = if imitate {
+        let loss = if self.imitates() {
             let data_log_prob =
                 tanh_gaussian::log_prob_of(&mean, &std, &batch.action.broadcast_as(mean.shape())?, ACTION_CLIP)?;
             actor::behaviour_cloning_loss(temperature, &sample.log_prob, &data_log_prob)?

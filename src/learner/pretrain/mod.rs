@@ -222,10 +222,11 @@ impl Pretrainer {
         let dims = Dims { observation: width, ..self.dims };
         let mut batch = Batch::upload(&self.minibatch, None, dims, &mut self.staging, &self.device)
             .map_err(tensor("upload a minibatch"))?;
+        let teach = self.imitates();
         if let Some(eyes) = &self.eyes {
             let mut look = || {
                 batch.seen = Some(eyes.upload(&self.minibatch, &self.device)?);
-                eyes.look(&mut batch, &mut self.streams.crops)
+                eyes.look(&mut batch, teach, &mut self.streams.crops)
             };
             look().map_err(tensor("look at images"))?;
         }
@@ -274,6 +275,7 @@ impl Pretrainer {
         self.optimisers.temperature.step(&temperature_gradients).map_err(tensor("step the temperatures"))?;
         self.optimisers.actor.step(&actor_gradients).map_err(tensor("step the actors"))?;
         if let Some(eyes) = &mut self.eyes {
+            eyes.join(&actor_gradients, &mut critic_gradients).map_err(tensor("join the encoders' gradients"))?;
             eyes.step_actors(&mut actor_gradients).map_err(tensor("step the encoders"))?;
         }
         if let Some(gradients) = multiplier_gradients {
@@ -292,6 +294,12 @@ impl Pretrainer {
         let metrics = self.metrics(&critics, None, &target)?;
         self.finish(&mut gradients).map_err(tensor("step the critics"))?;
         Ok(metrics)
+    }
+
+    /// Whether the actors imitate the data in the present update, rather than go where the critics point.
+    fn imitates(&self) -> bool {
+        let method = self.config.method;
+        method == PretrainMethod::BehaviourCloning || self.updates < self.config.behaviour_cloning_updates
     }
 
     fn finish(&mut self, critic_gradients: &mut candle_core::backprop::GradStore) -> TensorResult<()> {

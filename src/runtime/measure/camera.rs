@@ -58,7 +58,7 @@ fn median_ms(image: &Image<'_>, side: u16, repeat: u32) -> Result<f64, ImageFaul
     for _ in 0..repeat.max(1) {
         let begin = thread_cpu();
         view.take(image, &mut into)?;
-        times.push((thread_cpu() - begin).as_secs_f64() * 1000.0);
+        times.push(thread_cpu().saturating_sub(begin).as_secs_f64() * 1000.0);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])

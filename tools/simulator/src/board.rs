@@ -22,7 +22,7 @@ pub(crate) struct Timing {
 pub(crate) type Board = firmware_bridge::Board<Simulated>;
 
 /// The physics of a task.
-pub(crate) struct Simulated(Box<dyn Task>);
+pub(crate) struct Simulated(pub(crate) Box<dyn Task>);
 
 impl Plant for Simulated {
     fn reset(&mut self, seed: u64) {

@@ -99,10 +99,15 @@ impl Endpoint {
         matches!(self, Self::Pty { .. })
     }
 
-    /// Waits until bytes may be there, at most `timeout`; a signal ends the wait.
-    pub(crate) fn wait(&self, timeout: Duration) -> io::Result<()> {
+    /// Waits until bytes may be there, or at `door`, at most `timeout`; a signal ends the wait.
+    pub(crate) fn wait(&self, door: Option<BorrowedFd<'_>>, timeout: Duration) -> io::Result<()> {
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)], Some(&timeout)) {
+        let mut ways = heapless::Vec::<_, 2>::new();
+        for fd in [Some(self.fd()), door].into_iter().flatten() {
+            // There is room for both.
+            let _ = ways.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        }
+        match poll(&mut ways, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -176,7 +181,7 @@ impl Drop for Endpoint {
 }
 
 fn bind_unix(path: &Path) -> anyhow::Result<Endpoint> {
-    remove_stale(path)?;
+    remove_stale(path, |path| UnixDatagram::unbound()?.connect(path))?;
     let socket = UnixDatagram::bind(path).with_context(|| {
         format!("cannot listen on {}; the folder has to exist and a path has at most 107 bytes", path.display())
     })?;
@@ -184,14 +189,13 @@ fn bind_unix(path: &Path) -> anyhow::Result<Endpoint> {
     Ok(Endpoint::Unix { socket, path: path.into() })
 }
 
-/// Removes a socket that nobody listens on any more.
-fn remove_stale(path: &Path) -> anyhow::Result<()> {
+/// Removes a socket that nobody listens on any more, which `connect` finds out.
+pub(crate) fn remove_stale(path: &Path, connect: impl Fn(&Path) -> io::Result<()>) -> anyhow::Result<()> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
     };
     ensure!(metadata.file_type().is_socket(), "{} exists and is not a socket; choose another path", path.display());
-    let probe = UnixDatagram::unbound()?;
-    match probe.connect(path) {
+    match connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .with_context(|| format!("cannot remove the socket {} of an earlier run", path.display())),
         _ => anyhow::bail!("another program listens on {}; stop it or choose another path", path.display()),

@@ -15,6 +15,8 @@ pub(crate) struct Badness {
     pub(crate) delay: f64,
     /// How late a delayed frame is.
     pub(crate) delay_us: u64,
+    /// Damage hits this many bytes at the front of a frame.
+    pub(crate) reach: usize,
 }
 
 /// What was done to the frames of both directions.
@@ -52,7 +54,7 @@ impl Injector {
 
     /// Whether the bytes, possibly damaged, go on now. Delayed ones are kept for [`Self::release`].
     pub(crate) fn pass(&mut self, bytes: &mut [u8], peer: &Peer, now_us: u64) -> bool {
-        let Badness { drop, corrupt, delay, delay_us } = self.badness;
+        let Badness { drop, corrupt, delay, delay_us, reach } = self.badness;
         if drop + corrupt + delay == 0.0 {
             return true;
         }
@@ -62,7 +64,8 @@ impl Injector {
         }
         if self.rng.random_bool(corrupt) && !bytes.is_empty() {
             self.injected.corrupted += 1;
-            self.damage(bytes);
+            let reach = reach.min(bytes.len());
+            self.damage(&mut bytes[..reach]);
         }
         if self.rng.random_bool(delay) {
             self.injected.delayed += 1;
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
 
     fn injector(drop: f64, corrupt: f64, delay: f64) -> Injector {
-        Injector::new(Badness { drop, corrupt, delay, delay_us: 50 }, 3, 0)
+        Injector::new(Badness { drop, corrupt, delay, delay_us: 50, reach: usize::MAX }, 3, 0)
     }
 
     #[test]

@@ -7,22 +7,30 @@
 //! | module | what |
 //! |---|---|
 //! | `task` | the `Task` trait and the list of tasks |
-//! | `pendulum`, `locomotion` | the tasks |
-//! | `mujoco` | the binding to MuJoCo; the only unsafe code |
+//! | `pendulum`, `locomotion`, `gantry` | the tasks |
+//! | `expert` | the script that solves the gantry's |
+//! | `mujoco`, `view` | the binding to MuJoCo, its physics and its pictures; the only unsafe code |
 //! | `board` | the microcontroller: drive, task, STATE numbers; no clock and no socket |
 //! | `endpoint`, `faults` | the link and its injected faults |
+//! | `camera` | the camera's stream and its injected faults |
 //! | `server` | the loop that joins them and keeps the time |
 //! | `options` | the command line |
 
 mod board;
+mod camera;
 mod endpoint;
+mod expert;
 mod faults;
+mod gantry;
 mod locomotion;
 mod mujoco;
 mod options;
 mod pendulum;
+#[cfg(test)]
+mod recorded;
 mod server;
 mod task;
+mod view;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -31,12 +39,13 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+pub use camera::{Images, Span};
 pub use endpoint::Listen;
 pub use faults::Injected;
 pub use firmware_bridge::Totals;
 pub use options::{Args, ClockMode};
 pub use server::{Server, Summary};
-pub use task::{Names, StepOutcome, Task, make, spaces, tasks};
+pub use task::{ImageSize, Names, StepOutcome, Task, make, spaces, tasks};
 
 /// Runs a simulated robot until SIGINT or SIGTERM comes, or no frame for `--idle-exit-s`: the whole program.
 ///

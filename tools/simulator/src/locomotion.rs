@@ -225,38 +225,13 @@ impl Task for Locomotion {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::io::BufReader;
-    use std::path::PathBuf;
-
     use npyz::npz::NpzArchive;
-    use npyz::{Deserialize, NpyFile};
 
     use super::*;
-
-    fn shared(name: &str) -> Option<PathBuf> {
-        let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared"));
-        let folder = std::env::var_os("FIELDTUNE_SHARED").map_or(beside, PathBuf::from);
-        let path = folder.join("datasets").join(name);
-        let found = path.exists();
-        if !found {
-            eprintln!("skipped: {} is missing", path.display());
-        }
-        found.then_some(path)
-    }
+    use crate::recorded::{array, native, shared};
 
     fn load(task: &str) -> Option<Locomotion> {
-        let native = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.native"));
-        if !native.join("libmujoco.so").exists() {
-            eprintln!("skipped: MuJoCo is missing; tools/setup-native fetches it");
-            return None;
-        }
-        Some(Locomotion::load(model(task).unwrap(), native).unwrap())
-    }
-
-    fn array<T: Deserialize>(archive: &mut NpzArchive<BufReader<File>>, name: &str, limit: usize) -> Vec<T> {
-        let file: NpyFile<_> = archive.by_name(name).unwrap().unwrap();
-        file.data::<T>().unwrap().take(limit).map(Result::unwrap).collect()
+        Some(Locomotion::load(model(task).unwrap(), native()?).unwrap())
     }
 
     #[test]

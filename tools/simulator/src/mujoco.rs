@@ -1,6 +1,6 @@
 //! A thin binding to MuJoCo's C library, loaded at run time: the build needs nothing, a missing library is an error.
 //!
-//! The only unsafe code of this crate. State and control go through `mj_getState` and `mj_setState`, so no struct
+//! With `view` the only unsafe code of this crate. State and control go through `mj_getState` and `mj_setState`, so no struct
 //! layout of the library is relied on and one binary works with MuJoCo 3.5 and newer. One thread uses a
 //! [`Simulation`]; several simulations may live in one process.
 
@@ -16,6 +16,9 @@ use std::sync::Once;
 use anyhow::{Context as _, bail, ensure};
 use libloading::Library;
 
+use crate::task::ImageSize;
+use crate::view::View;
+
 // Bits of mjtState. CTRL moved from 1 << 5 to 1 << 6 in MuJoCo 3.5.
 const QPOS: c_int = 1 << 1;
 const QVEL: c_int = 1 << 2;
@@ -23,15 +26,20 @@ const CTRL: c_int = 1 << 6;
 const OLDEST: (u32, u32) = (3, 5);
 
 #[repr(C)]
-struct MjModel([u8; 0]);
+pub(crate) struct MjModel([u8; 0]);
 #[repr(C)]
-struct MjData([u8; 0]);
+pub(crate) struct MjData([u8; 0]);
+#[repr(C)]
+struct MjSpec([u8; 0]);
 
 type WarningHandler = unsafe extern "C" fn(*const c_char);
 
-/// The library's functions. The pointers stay valid as long as `_library` is held.
+/// The library's functions. The pointers stay valid as long as `library` is held.
 struct Functions {
     load_xml: unsafe extern "C" fn(*const c_char, *const c_void, *mut c_char, c_int) -> *mut MjModel,
+    parse_xml: unsafe extern "C" fn(*const c_char, *const c_void, *mut c_char, c_int) -> *mut MjSpec,
+    compile: unsafe extern "C" fn(*mut MjSpec, *const c_void) -> *mut MjModel,
+    delete_spec: unsafe extern "C" fn(*mut MjSpec),
     delete_model: unsafe extern "C" fn(*mut MjModel),
     make_data: unsafe extern "C" fn(*const MjModel) -> *mut MjData,
     delete_data: unsafe extern "C" fn(*mut MjData),
@@ -41,7 +49,7 @@ struct Functions {
     state_size: unsafe extern "C" fn(*const MjModel, c_int) -> c_int,
     get_state: unsafe extern "C" fn(*const MjModel, *const MjData, *mut f64, c_int),
     set_state: unsafe extern "C" fn(*const MjModel, *mut MjData, *const f64, c_int),
-    _library: Library,
+    library: Library,
 }
 
 impl Functions {
@@ -60,6 +68,9 @@ impl Functions {
         let functions = unsafe {
             Self {
                 load_xml: *library.get(c"mj_loadXML")?,
+                parse_xml: *library.get(c"mj_parseXMLString")?,
+                compile: *library.get(c"mj_compile")?,
+                delete_spec: *library.get(c"mj_deleteSpec")?,
                 delete_model: *library.get(c"mj_deleteModel")?,
                 make_data: *library.get(c"mj_makeData")?,
                 delete_data: *library.get(c"mj_deleteData")?,
@@ -69,7 +80,7 @@ impl Functions {
                 state_size: *library.get(c"mj_stateSize")?,
                 get_state: *library.get(c"mj_getState")?,
                 set_state: *library.get(c"mj_setState")?,
-                _library: library,
+                library,
             }
         };
         Ok(functions)
@@ -115,6 +126,8 @@ unsafe extern "C" fn on_warning(text: *const c_char) {
 
 /// One model with one state.
 pub(crate) struct Simulation {
+    /// Dropped before everything else.
+    view: Option<View>,
     functions: Functions,
     model: NonNull<MjModel>,
     data: NonNull<MjData>,
@@ -132,26 +145,66 @@ impl Simulation {
         let functions = Functions::load(&native.join("libmujoco.so"))?;
         let path = native.join(file);
         let c_path = CString::new(path.as_os_str().as_bytes())?;
-        let mut reason = [0 as c_char; 500];
+        let mut reason = Reason::default();
         // SAFETY: both buffers outlive the call; a null VFS means the file system.
-        let model =
-            unsafe { (functions.load_xml)(c_path.as_ptr(), null(), reason.as_mut_ptr(), reason.len() as c_int) };
+        let model = unsafe { (functions.load_xml)(c_path.as_ptr(), null(), reason.0.as_mut_ptr(), Reason::LEN) };
         let Some(model) = NonNull::new(model) else {
-            // SAFETY: on failure MuJoCo leaves a NUL-terminated reason in the zeroed buffer, of at most its length.
-            let reason = unsafe { CStr::from_ptr(reason.as_ptr()) }.to_string_lossy();
             bail!("MuJoCo refuses the model {}: {reason}; tools/setup-native fetches it", path.display());
         };
+        Self::new(functions, model)
+    }
+
+    /// Loads `libmujoco.so` from the folder `native`, and a model that is given as text.
+    ///
+    /// # Errors
+    /// When the library is missing or too old, or the model is not valid.
+    pub(crate) fn parse(native: &Path, xml: &str) -> anyhow::Result<Self> {
+        let functions = Functions::load(&native.join("libmujoco.so"))?;
+        let xml = CString::new(xml)?;
+        let mut reason = Reason::default();
+        // SAFETY: both buffers outlive the call; a null VFS means the file system.
+        let spec = unsafe { (functions.parse_xml)(xml.as_ptr(), null(), reason.0.as_mut_ptr(), Reason::LEN) };
+        ensure!(!spec.is_null(), "MuJoCo refuses the model: {reason}");
+        // SAFETY: the specification is valid, and deleted after its only use.
+        let model = unsafe {
+            let model = (functions.compile)(spec, null());
+            (functions.delete_spec)(spec);
+            model
+        };
+        Self::new(functions, NonNull::new(model).context("MuJoCo cannot build the model")?)
+    }
+
+    /// Takes the model over.
+    fn new(functions: Functions, model: NonNull<MjModel>) -> anyhow::Result<Self> {
         // SAFETY: the model is valid until `drop`.
         let data = unsafe { (functions.make_data)(model.as_ptr()) };
         let Some(data) = NonNull::new(data) else {
             // SAFETY: the model is valid and not used afterwards.
             unsafe { (functions.delete_model)(model.as_ptr()) };
-            bail!("MuJoCo has no memory for the model {}", path.display());
+            bail!("MuJoCo has no memory for the model");
         };
         // SAFETY: the model is valid until `drop`.
         let size = |bits| unsafe { (functions.state_size)(model.as_ptr(), bits) } as usize;
         let (positions, velocities, controls) = (size(QPOS), size(QVEL), size(CTRL));
-        Ok(Self { functions, model, data, positions, velocities, controls })
+        Ok(Self { view: None, functions, model, data, positions, velocities, controls })
+    }
+
+    /// Opens the model's first camera; OSMesa comes from the folder `native`, or from the system.
+    ///
+    /// # Errors
+    /// When OSMesa is missing, a camera of this process is open, or nothing is to be seen.
+    pub(crate) fn open_view(&mut self, native: &Path, size: ImageSize) -> anyhow::Result<()> {
+        // SAFETY: the model is valid, and `view` is dropped before the library and the model are.
+        self.view = Some(unsafe { View::open(native, &self.functions.library, self.model.as_ptr(), size)? });
+        Ok(())
+    }
+
+    /// Draws the present state into `pixels`, RGB, rows from top to bottom; nothing without a camera.
+    pub(crate) fn draw(&self, pixels: &mut [u8]) {
+        if let Some(view) = &self.view {
+            // SAFETY: model and data are those the view was opened with, valid until `drop`.
+            unsafe { view.draw(self.model.as_ptr(), self.data.as_ptr(), pixels) };
+        }
     }
 
     /// Number of positions.
@@ -206,11 +259,32 @@ impl Simulation {
 
 impl Drop for Simulation {
     fn drop(&mut self) {
+        self.view = None;
         // SAFETY: both came from this library, are not used afterwards, and the library is dropped after this.
         unsafe {
             (self.functions.delete_data)(self.data.as_ptr());
             (self.functions.delete_model)(self.model.as_ptr());
         }
+    }
+}
+
+/// What MuJoCo says of a model that it refuses.
+struct Reason([c_char; 500]);
+
+impl Reason {
+    const LEN: c_int = 500;
+}
+
+impl Default for Reason {
+    fn default() -> Self {
+        Self([0; 500])
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // SAFETY: on failure MuJoCo leaves a NUL-terminated reason in the zeroed buffer, of at most its length.
+        f.write_str(&unsafe { CStr::from_ptr(self.0.as_ptr()) }.to_string_lossy())
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 
+use crate::camera::Span;
 use crate::endpoint::Listen;
 use crate::task::tasks;
 
@@ -47,6 +48,28 @@ pub struct Args {
     /// Seed of lost, damaged and late frames
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub fault_seed: u64,
+    /// Follow a script of the robot's own in place of the commands, with noise of one of these standard deviations in
+    /// every episode; the robot reports what it did. The gantry has one
+    #[arg(long, value_name = "STD,...", value_delimiter = ',', value_parser = |text: &str| within(text, 0.0..=2.0))]
+    pub script: Vec<f64>,
+    /// Where the camera's images are to be had: `unix:PATH`, a stream socket. The gantry has one
+    #[arg(long, value_name = "ADDRESS", value_parser = socket)]
+    pub camera: Option<PathBuf>,
+    /// Probability that an image gets lost
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    pub camera_drop: f64,
+    /// Probability that an image's header gets damaged
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    pub camera_corrupt: f64,
+    /// Probability that an image comes late, by --delay-ms
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    pub camera_delay: f64,
+    /// Images that repeat the picture before, under their own number and time
+    #[arg(long, value_name = "FROM..TO")]
+    pub camera_frozen: Option<Span>,
+    /// Images for which the camera is unplugged
+    #[arg(long, value_name = "FROM..TO")]
+    pub camera_gone: Option<Span>,
     /// End after so many seconds without a frame; 0 waits for ever
     #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
     pub idle_exit_s: f64,
@@ -83,6 +106,13 @@ fn rate(text: &str) -> Result<f64, String> {
     within(text, 0.1..=10_000.0)
 }
 
+fn socket(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("unix", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("expected unix:PATH".into()),
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     within(text, 0.0..=1e6)
 }
@@ -104,12 +134,17 @@ mod tests {
         let read = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args);
         let args = read("simulator --listen unix:a").unwrap();
         assert_eq!((args.task.as_str(), args.clock), ("pendulum", ClockMode::Lockstep));
+        let args = read("simulator --listen unix:a --camera unix:b --camera-gone 5.. --script 0.1,0.3").unwrap();
+        assert_eq!((args.camera, args.script), (Some("b".into()), vec![0.1, 0.3]));
         for wrong in [
             "--listen unix:a --drop 1.5",
             "--listen unix:a --corrupt nan",
             "--listen unix:a --rate-hz 0",
             "--listen unix:a --task unicycle",
             "--listen unix:a --watchdog-ms 0",
+            "--listen unix:a --camera pty",
+            "--listen unix:a --camera-gone 5..4",
+            "--listen unix:a --script 0.1,-1",
             "--drop 0.1",
         ] {
             assert!(read(&format!("simulator {wrong}")).is_err(), "{wrong}");

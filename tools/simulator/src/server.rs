@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use firmware_bridge::{Frame, Header, MAX_WIRE, Message, Reply, StreamDecoder, Totals};
+use firmware_bridge::{Frame, Header, IMAGE_HEADER, MAX_WIRE, Message, Reply, StreamDecoder, Totals};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::board::{Board, Timing, board};
+use crate::camera::{Camera, CameraFaults, Images};
 use crate::endpoint::{Endpoint, Peer};
 use crate::faults::{Badness, Injected, Injector};
 use crate::options::{Args, ClockMode};
@@ -34,11 +35,13 @@ pub struct Summary {
     pub late_ticks: u64,
     /// Frames that the link did not take.
     pub unsent: u64,
+    /// The camera's images, and faults that were injected into them.
+    pub camera: (Images, Injected),
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let t = &self.totals;
+        let (t, (images, spoilt)) = (&self.totals, &self.camera);
         write!(
             f,
             "{} steps in {} episodes; {} commands taken, {} refused",
@@ -54,6 +57,11 @@ impl fmt::Display for Summary {
             (self.injected.dropped, "frames dropped on purpose"),
             (self.injected.corrupted, "frames damaged on purpose"),
             (self.injected.delayed, "frames delayed on purpose"),
+            (images.sent, "images sent"),
+            (images.unsent, "images left out for a slow viewer"),
+            (spoilt.dropped, "images dropped on purpose"),
+            (spoilt.corrupted, "images damaged on purpose"),
+            (spoilt.delayed, "images delayed on purpose"),
         ] {
             if count > 0 {
                 write!(f, "; {count} {what}")?;
@@ -67,6 +75,7 @@ impl fmt::Display for Summary {
 pub struct Server {
     endpoint: Endpoint,
     board: Board,
+    camera: Option<Camera>,
     clock: ClockMode,
     period_us: u64,
     idle_exit_us: Option<u64>,
@@ -98,18 +107,27 @@ impl Server {
             args.fault_ms,
             args.watchdog_ms
         );
-        let task = task::make(&args.task, &args.native)?;
-        let period_us = (1e6 / args.rate_hz.unwrap_or(task.control_hz())).round() as u32;
-        let timing = Timing { period_us, watchdog_ms: args.watchdog_ms, fault_ms: args.fault_ms };
+        let mut task = task::make(&args.task, &args.native)?;
+        if !args.script.is_empty() {
+            task.follow_script(&args.script)?;
+        }
         let badness = Badness {
             drop: args.drop,
             corrupt: args.corrupt,
             delay: args.delay,
             delay_us: u64::from(args.delay_ms) * 1000,
+            reach: usize::MAX,
         };
+        let camera = match &args.camera {
+            Some(path) => Some(Camera::bind(path, task.open_camera(&args.native)?, camera_faults(args, badness))?),
+            None => None,
+        };
+        let period_us = (1e6 / args.rate_hz.unwrap_or(task.control_hz())).round() as u32;
+        let timing = Timing { period_us, watchdog_ms: args.watchdog_ms, fault_ms: args.fault_ms };
         Ok(Self {
             endpoint: Endpoint::bind(&args.listen)?,
             board: board(task, timing, boot_id()),
+            camera,
             clock: args.clock,
             period_us: u64::from(period_us),
             idle_exit_us: (args.idle_exit_s > 0.0).then_some((args.idle_exit_s * 1e6) as u64),
@@ -154,7 +172,11 @@ impl Server {
             }
             self.release_delayed(now_us);
             let wake_us = self.wake_us(next_tick_us);
-            self.endpoint.wait(Duration::from_micros(wake_us.saturating_sub(monotonic_us())))?;
+            let door = self.camera.as_ref().and_then(Camera::door);
+            self.endpoint.wait(door, Duration::from_micros(wake_us.saturating_sub(monotonic_us())))?;
+            if let Some(camera) = &mut self.camera {
+                camera.greet(&*self.board.plant().0);
+            }
             self.receive().context("the link is broken")?;
         }
         Ok(self.summary())
@@ -171,6 +193,7 @@ impl Server {
             },
             late_ticks: self.late_ticks,
             unsent: self.unsent,
+            camera: self.camera.as_ref().map(Camera::counts).unwrap_or_default(),
         }
     }
 
@@ -178,7 +201,8 @@ impl Server {
     fn wake_us(&self, next_tick_us: u64) -> u64 {
         let tick = (self.clock == ClockMode::Realtime).then_some(next_tick_us);
         let idle = self.idle_exit_us.map(|limit| self.heard_us + limit);
-        [tick, idle, self.incoming.due_us(), self.outgoing.due_us()]
+        let image = self.camera.as_ref().and_then(Camera::due_us);
+        [tick, idle, self.incoming.due_us(), self.outgoing.due_us(), image]
             .into_iter()
             .flatten()
             .fold(monotonic_us() + LONGEST_WAIT_US, u64::min)
@@ -208,6 +232,9 @@ impl Server {
         while let Some((bytes, peer)) = self.outgoing.release(now_us) {
             self.unsent += u64::from(!self.endpoint.send(&bytes, &peer));
         }
+        if let Some(camera) = &mut self.camera {
+            camera.release(now_us);
+        }
     }
 
     fn decode(&mut self, bytes: &[u8], peer: &Peer) {
@@ -222,7 +249,7 @@ impl Server {
     }
 
     fn take(&mut self, frame: Option<Frame>, peer: &Peer) {
-        let Some(frame) = frame else {
+        let Some(mut frame) = frame else {
             return self.board.take_invalid();
         };
         self.heard_us = monotonic_us();
@@ -233,6 +260,11 @@ impl Server {
         let stranger = self.host.as_ref() != Some(peer);
         if stranger && frame.message != Message::Estop {
             return;
+        }
+        if let (Message::Command(command), Some(wanted)) = (&mut frame.message, self.board.plant().0.wanted())
+            && command.action.len() == wanted.len()
+        {
+            command.action.copy_from_slice(wanted);
         }
         let now_us = self.now_us();
         let reply = self.board.take(&frame, now_us);
@@ -255,17 +287,19 @@ impl Server {
     fn answer(&mut self, reply: Reply, header: &Header, now_us: u64) {
         let lockstep = self.clock == ClockMode::Lockstep;
         match reply {
-            Reply::HelloAck => self.send(Message::HelloAck(self.board.hello_ack()), header.seq),
+            Reply::HelloAck => self.send(Message::HelloAck(self.board.hello_ack()), header.seq, now_us),
             Reply::Time { t1_us } => {
                 let (t2_us, t3_us) = (now_us, self.now_us());
-                self.send(Message::TimeReply { t1_us, t2_us, t3_us }, header.seq);
+                self.send(Message::TimeReply { t1_us, t2_us, t3_us }, header.seq, t3_us);
             }
-            Reply::Step if lockstep => {
-                self.board.period(now_us);
+            // Every STATE has a time of its own, by which its image is known.
+            Reply::Step | Reply::State if lockstep => {
+                if reply == Reply::Step {
+                    self.board.period(now_us);
+                }
                 self.simulated_us += self.period_us;
                 self.send_state();
             }
-            Reply::State if lockstep => self.send_state(),
             Reply::LastState => {
                 let mut bytes = self.last_state.clone();
                 self.put(&mut bytes);
@@ -274,15 +308,20 @@ impl Server {
         }
     }
 
+    /// The present STATE, and its image.
     fn send_state(&mut self) {
+        let now_us = self.now_us();
         if self.host.is_some() {
-            self.send(Message::State(self.board.state()), self.board.ack());
+            self.send(Message::State(self.board.state()), self.board.ack(), now_us);
+        }
+        if let Some(camera) = &mut self.camera {
+            camera.shoot(&*self.board.plant().0, now_us, monotonic_us());
         }
     }
 
-    fn send(&mut self, message: Message, ack: u16) {
+    fn send(&mut self, message: Message, ack: u16, now_us: u64) {
         let is_state = matches!(message, Message::State(_));
-        let header = Header { flags: 0, seq: self.seq, ack, t_us: self.now_us() as u32 };
+        let header = Header { flags: 0, seq: self.seq, ack, t_us: now_us as u32 };
         self.seq = self.seq.wrapping_add(1);
         let frame = Frame { header, message };
         let mut bytes = heapless::Vec::<u8, MAX_WIRE>::from_array([0; MAX_WIRE]);
@@ -317,6 +356,22 @@ impl Server {
             // A closed stderr must not stop the robot.
             let _ = writeln!(std::io::stderr(), "simulator: {text}");
         }
+    }
+}
+
+fn camera_faults(args: &Args, link: Badness) -> CameraFaults {
+    CameraFaults {
+        badness: Badness {
+            drop: args.camera_drop,
+            corrupt: args.camera_corrupt,
+            delay: args.camera_delay,
+            // Damage to the pixels is no fault that a viewer could see.
+            reach: IMAGE_HEADER,
+            ..link
+        },
+        seed: args.fault_seed,
+        frozen: args.camera_frozen.clone().unwrap_or_default(),
+        gone: args.camera_gone.clone().unwrap_or_default(),
     }
 }
 

@@ -5,6 +5,9 @@
 
 use std::path::Path;
 
+use anyhow::bail;
+
+use crate::gantry::{self, Gantry};
 use crate::locomotion::{self, Locomotion};
 use crate::pendulum::{self, Pendulum};
 
@@ -26,6 +29,22 @@ pub struct Names {
     pub action: &'static [&'static str],
 }
 
+/// Size of a camera's image, in pixels of three bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSize {
+    /// Pixels in a row.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+impl ImageSize {
+    /// How many pixels it has.
+    pub fn pixels(self) -> usize {
+        usize::from(self.width) * usize::from(self.height)
+    }
+}
+
 /// A simulated robot with its reward.
 pub trait Task {
     /// Names of observation and action entries.
@@ -42,17 +61,43 @@ pub trait Task {
 
     /// Writes the present observation into `out` (one value per observation name).
     fn observation(&self, out: &mut [f64]);
+
+    /// From the next [`Task::reset`] on, a script of the robot's own says what it wants ([`Task::wanted`]), with noise
+    /// of a standard deviation that every episode draws from `noise`.
+    ///
+    /// # Errors
+    /// When there is no script for this robot.
+    fn follow_script(&mut self, _noise: &[f64]) -> anyhow::Result<()> {
+        bail!("there is no script for this robot; there is one for the gantry's tasks")
+    }
+
+    /// The action that the script wants in the present state, where one is followed.
+    fn wanted(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// Opens the robot's camera; `native` is the folder that `tools/setup-native` fills. Returns the size of its image.
+    ///
+    /// # Errors
+    /// When the robot has none, or what it needs is missing.
+    fn open_camera(&mut self, _native: &Path) -> anyhow::Result<ImageSize> {
+        bail!("this robot has no camera; the gantry has one")
+    }
+
+    /// What the open camera sees of the present state: RGB, rows from top to bottom.
+    fn draw(&self, _pixels: &mut [u8]) {}
 }
 
 /// The names that [`make`] knows.
 pub fn tasks() -> &'static [&'static str] {
-    &["pendulum", "halfcheetah", "hopper", "walker2d"]
+    &["pendulum", "halfcheetah", "hopper", "walker2d", "gantry-pickplace", "gantry-closed", "gantry-blocked"]
 }
 
 /// Names of the observation and action entries of `task`, or `None` for an unknown task. Needs no native files.
 pub fn spaces(task: &str) -> Option<(&'static [&'static str], &'static [&'static str])> {
     let names = match task {
         "pendulum" => pendulum::NAMES,
+        _ if gantry::goal(task).is_some() => gantry::NAMES,
         _ => locomotion::model(task)?.names,
     };
     Some((names.observation, names.action))
@@ -65,6 +110,9 @@ pub fn spaces(task: &str) -> Option<(&'static [&'static str], &'static [&'static
 pub fn make(task: &str, native: &Path) -> anyhow::Result<Box<dyn Task>> {
     if task == "pendulum" {
         return Ok(Box::new(Pendulum::default()));
+    }
+    if let Some(goal) = gantry::goal(task) {
+        return Ok(Box::new(Gantry::load(goal, native)?));
     }
     match locomotion::model(task) {
         Some(model) => Ok(Box::new(Locomotion::load(model, native)?)),

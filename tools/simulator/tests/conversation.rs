@@ -2,12 +2,13 @@
 //! link does.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::UdpSocket;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,7 +18,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use firmware_bridge::{
-    Command, DriveState, Faults, Frame, Header, Hello, HelloAck, MAX_WIRE, Message, State, StreamDecoder, TaskFlags,
+    Command, DriveState, Faults, Frame, Header, Hello, HelloAck, IMAGE_HEADER, ImageError, ImageHeader, MAX_WIRE,
+    Message, State, StreamDecoder, TaskFlags,
 };
 use simulator::{Args, Server, Summary, make};
 
@@ -428,4 +430,183 @@ fn a_robot_without_a_host_goes_home() {
     assert_eq!(robot.thread.join().unwrap(), Summary::default());
     let path = robot.address.split_once(':').unwrap().1;
     assert!(!Path::new(path).exists(), "the socket is removed");
+}
+
+/// A gantry with its camera at a path, and the first connection to it.
+fn gantry(options: &str) -> Option<(Robot, Host, PathBuf)> {
+    let native = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.native"));
+    let mut task = native.join("libmujoco.so").exists().then(|| make("gantry-pickplace", native).unwrap());
+    if let Some(Err(error)) = task.as_mut().map(|task| task.open_camera(native)) {
+        println!("skipped: the gantry's camera: {error:#}");
+        return None;
+    }
+    task.or_else(|| {
+        println!("skipped: MuJoCo is missing; tools/setup-native fetches it");
+        None
+    })?;
+    let camera = socket_path("camera");
+    let options =
+        format!("--task gantry-pickplace --native {} --camera unix:{} {options}", native.display(), camera.display());
+    let robot = Robot::start(&unix(), &options);
+    let mut host = Host::connect(&robot.address);
+    host.arm();
+    Some((robot, host, camera))
+}
+
+fn move_by(action: [f32; 4]) -> Message {
+    Message::Command(Command { session: SESSION, valid_ms: 255, action: action.into_iter().collect() })
+}
+
+/// The next image: its header, or why it is none, and its pixels.
+fn image(viewer: &mut UnixStream) -> Option<(Result<ImageHeader, ImageError>, Vec<u8>)> {
+    viewer.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let (mut header, mut pixels) = ([0; IMAGE_HEADER], vec![0; 3 * 48 * 48]);
+    viewer.read_exact(&mut header).ok()?;
+    viewer.read_exact(&mut pixels).ok()?;
+    Some((ImageHeader::decode(&header), pixels))
+}
+
+/// One process draws with one camera at a time, so this is one test.
+#[test]
+fn every_state_of_the_gantry_has_its_image() {
+    every_state_has_an_image_with_its_time();
+    who_comes_later_sees_the_present();
+    images_get_lost_damaged_frozen_and_the_camera_unplugged();
+    a_viewer_that_does_not_look_gets_whole_images_and_stops_nobody();
+    a_camera_in_real_time();
+    a_script_commands_the_gantry();
+}
+
+fn every_state_has_an_image_with_its_time() {
+    let Some((robot, mut host, path)) = gantry("") else { return };
+    let mut viewer = UnixStream::connect(&path).unwrap();
+    let mut seen = Vec::new();
+    for step in 0..60 {
+        // A reset every twenty steps: its state has a time and an image of its own, too.
+        let message = match step % 20 {
+            0 => Message::Reset { episode: step, seed: step.into() },
+            _ => move_by([(step as f32).sin(), 0.5, -0.5, 1.0]),
+        };
+        let (seq, stamp) = host.ask(&message, |frame| {
+            matches!(frame.message, Message::State(_)).then_some((frame.header.seq, frame.header.t_us))
+        });
+        let (header, pixels) = image(&mut viewer).unwrap();
+        let header = header.unwrap();
+        assert_eq!((header.width, header.height, header.sequence), (48, 48, step), "{seq}");
+        assert_eq!(header.capture_us as u32, stamp, "step {step}");
+        seen.push((header.capture_us, pixels));
+    }
+    assert!(seen.windows(2).all(|pair| pair[0].0 + 100_000 == pair[1].0 && pair[0].1 != pair[1].1));
+    drop((viewer, host));
+    let summary = robot.stop();
+    assert_eq!((summary.camera.0.sent, summary.camera.0.unsent), (60, 0), "{summary}");
+    assert!(!path.exists(), "the socket is removed");
+}
+
+fn who_comes_later_sees_the_present() {
+    let Some((robot, mut host, path)) = gantry("") else { return };
+    host.state(&Message::Reset { episode: 1, seed: 1 });
+    host.state(&move_by([1.0; 4]));
+    for _ in 0..2 {
+        let (header, _) = image(&mut UnixStream::connect(&path).unwrap()).unwrap();
+        let header = header.unwrap();
+        assert_eq!((header.sequence, header.capture_us), (1, 200_000));
+    }
+    drop(host);
+    robot.stop();
+}
+
+/// Header and pixels of what lies in the stream. The robot has answered a HELLO before, so it has sent its images.
+fn waiting(host: &mut Host, viewer: &mut UnixStream) -> Option<(Result<ImageHeader, ImageError>, Vec<u8>)> {
+    host.hello();
+    viewer.set_nonblocking(true).unwrap();
+    let found = image(viewer);
+    viewer.set_nonblocking(false).unwrap();
+    found
+}
+
+fn images_get_lost_damaged_frozen_and_the_camera_unplugged() {
+    let faults = "--camera-drop 0.2 --camera-corrupt 0.2 --camera-frozen 50..60 --camera-gone 80..90 --fault-seed 4";
+    let Some((robot, mut host, path)) = gantry(faults) else { return };
+    let mut viewer = UnixStream::connect(&path).unwrap();
+    let (mut good, mut bad, mut frozen, mut last) = (0, 0, 0, Vec::new());
+    host.state(&Message::Reset { episode: 1, seed: 1 });
+    for number in 0..120 {
+        while let Some((header, pixels)) = waiting(&mut host, &mut viewer) {
+            // The greeting of the second connection is looked at one step later.
+            good += u64::from(header.is_ok_and(|header| number - header.sequence == u32::from(header.sequence == 90)));
+            bad += u64::from(header.is_err());
+            frozen += u64::from(pixels == last);
+            last = pixels;
+        }
+        let gone = (80..90).contains(&number);
+        assert_eq!(path.exists(), !gone, "image {number}");
+        if number == 90 {
+            viewer = UnixStream::connect(&path).unwrap();
+        }
+        host.state(&move_by([(number as f32).sin(), 0.5, -0.5, 1.0]));
+    }
+    drop(host);
+    let summary = robot.stop();
+    let (images, spoilt) = summary.camera;
+    assert!(good > 50 && bad > 10 && (5..=10).contains(&frozen), "{good} {bad} {frozen} {summary}");
+    assert!(spoilt.dropped > 10 && spoilt.corrupted >= bad, "{summary}");
+    // The image of the last step is lost or was not looked at.
+    assert!(images.unsent == 0 && images.sent - (good + bad) <= 1, "{good} {bad} {summary}");
+}
+
+fn a_viewer_that_does_not_look_gets_whole_images_and_stops_nobody() {
+    let Some((robot, mut host, path)) = gantry("") else { return };
+    let mut viewer = UnixStream::connect(&path).unwrap();
+    host.state(&Message::Reset { episode: 1, seed: 1 });
+    for _ in 0..200 {
+        host.state(&move_by([0.0; 4]));
+    }
+    let mut numbers = Vec::new();
+    while let Some((header, _)) = waiting(&mut host, &mut viewer) {
+        numbers.push(header.unwrap().sequence);
+    }
+    host.state(&move_by([0.0; 4]));
+    numbers.extend(waiting(&mut host, &mut viewer).map(|(header, _)| header.unwrap().sequence));
+    assert!(numbers.is_sorted() && numbers.last() == Some(&201) && numbers.len() < 150, "{numbers:?}");
+    drop(host);
+    assert!(robot.stop().camera.0.unsent > 50);
+}
+
+fn a_camera_in_real_time() {
+    let Some((robot, mut host, path)) = gantry("--clock realtime --rate-hz 50") else { return };
+    let mut viewer = UnixStream::connect(&path).unwrap();
+    let mut stamps = Vec::new();
+    while stamps.len() < 10 {
+        let state = host.receive().filter(|frame| matches!(frame.message, Message::State(_)));
+        stamps.extend(state.map(|state| state.header.t_us));
+    }
+    let mut seen = 0;
+    while let Some((Ok(header), _)) = waiting(&mut host, &mut viewer) {
+        seen += usize::from(stamps.contains(&(header.capture_us as u32)));
+    }
+    assert!(seen >= 8, "{seen} of {} states have an image", stamps.len());
+    drop(host);
+    robot.stop();
+}
+
+fn a_script_commands_the_gantry() {
+    let Some((robot, mut host, _)) = gantry("--script 0.05") else { return };
+    let solved = |host: &mut Host, episode: u32| {
+        host.state(&Message::Reset { episode, seed: episode.into() });
+        (0..40).any(|_| {
+            let state = host.state(&move_by([0.0; 4]));
+            assert!(state.applied.iter().any(|entry| *entry != 0.0), "what was done is reported");
+            state.task.contains(TaskFlags::TERMINATED) && state.reward == 1.0
+        })
+    };
+    assert_eq!((0..5).filter(|episode| solved(&mut host, *episode)).count(), 5);
+    // An ESTOP holds for the script as for everybody.
+    host.state(&Message::Reset { episode: 9, seed: 9 });
+    host.tell(&Message::Estop);
+    host.tell(&move_by([0.0; 4]));
+    let stopped = host.next_state().unwrap();
+    assert_eq!((stopped.drive, &stopped.applied[..]), (DriveState::Fault, &[0.0; 4][..]));
+    drop(host);
+    robot.stop();
 }
