@@ -41,7 +41,7 @@
 //! | control | its deadline | not after the first tick | no |
 //! | camera (`camera.source`) | its cameras | yes | yes |
 //! | recorder | the disk | yes | yes |
-//! | learner | its inbox, the device | yes | yes |
+//! | learner | its inbox, the device, its rest, sensors of the machine | yes | yes |
 //! | publisher | files, building a session | yes | yes |
 //! | socket | its clients | yes | yes |
 //! | person (`intervention.listen`) | its datagrams | yes | yes |

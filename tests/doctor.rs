@@ -22,6 +22,10 @@ impl Machine {
         );
         machine.put("proc/self/status", "CapEff:\t0000000000000000\n");
         machine.put("proc/sys/kernel/sched_rt_runtime_us", "950000\n");
+        machine.put("proc/meminfo", "MemTotal: 7802928 kB\nMemFree: 100 kB\nMemAvailable: 6100000 kB\n");
+        machine.put("proc/device-tree/model", "NVIDIA Jetson Orin Nano Developer Kit\0");
+        machine.put("sys/class/thermal/thermal_zone0/type", "cpu-thermal\n");
+        machine.put("sys/class/thermal/thermal_zone0/temp", "51250\n");
         machine.put("proc/version", "Linux version 5.15.148-rt-tegra (buildd) #1 SMP PREEMPT_RT\n");
         machine.put("proc/self/mountinfo", "20 1 259:1 / / rw shared:1 - ext4 /dev/nvme0n1p1 rw\n");
         machine.put("sys/dev/block/259:1/queue/rotational", "0\n");
@@ -85,7 +89,7 @@ fn a_perfect_machine_gets_no_finding() {
         assert_eq!(finding["level"], "ok", "{check}: {finding}");
     }
     assert!(content);
-    assert_eq!(findings.len(), 17, "{:?}", findings.keys());
+    assert_eq!(findings.len(), 19, "{:?}", findings.keys());
 }
 
 /// What is changed, the check that sees it, how bad it is, a word of what was found, and of the remedy.
@@ -141,6 +145,22 @@ const FLAWS: &[Flaw] = &[
         "advice",
         "[always]",
         "madvise",
+    ),
+    (
+        "sys/class/thermal/thermal_zone0/temp",
+        "93000\n",
+        "temperature",
+        "advice",
+        "cpu-thermal at 93.0",
+        "thermal.slow_c",
+    ),
+    (
+        "proc/meminfo",
+        "MemTotal: 2000000 kB\nMemAvailable: 3000 kB\n",
+        "memory",
+        "mend",
+        "Jetson Orin Nano Developer Kit has 1954 MB, which its GPU shares",
+        "learner.batch_size",
     ),
     ("sys/devices/system/cpu/isolated", "1-2", "processor isolation", "advice", "isolated: 1-2", "isolcpus=3"),
     ("proc/irq/17/effective_affinity_list", "2-3", "interrupts", "advice", "17", "smp_affinity_list"),

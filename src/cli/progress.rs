@@ -98,7 +98,8 @@ impl Observer for Progress {
                     100.0 * metrics.offline_share
                 );
             }
-            Event::Published { .. } | Event::Diagnosis(_) => {}
+            // Heat has its line in the log.
+            Event::Published { .. } | Event::Diagnosis(_) | Event::Heat { .. } => {}
             Event::Refused { reason } => self.say(&format!("policy refused, the one in use stays: {reason}")),
             Event::RolledBack { generation, reason } => {
                 self.say(&format!("policy {generation} has collapsed, the one before is in use again: {reason}"));

@@ -1,8 +1,9 @@
 //! `fieldtune run`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use fieldtune::runtime::{self, RunOptions};
+use fieldtune::runtime::{self, RunOptions, ServiceManager};
 use fieldtune::telemetry::{LatencySummary, Report};
 
 use super::progress::Progress;
@@ -34,7 +35,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
-    let options = RunOptions { serve: args.serve, ..RunOptions::new(this_program()?, stop_on_signal()?) };
+    let options = RunOptions {
+        serve: args.serve,
+        manager: service_manager(),
+        ..RunOptions::new(this_program()?, stop_on_signal()?)
+    };
     let mut progress = Progress::new(args.quiet);
     let outcome = runtime::run(&config, &options, &mut progress);
     progress.finish();
@@ -45,6 +50,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
         write_json(path, &report)?;
     }
     Ok(report.is_clean())
+}
+
+/// systemd's way to say where it listens: sd_notify(3), sd_watchdog_enabled(3).
+fn service_manager() -> Option<ServiceManager> {
+    let socket = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?;
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let meant = number("WATCHDOG_PID").is_none_or(|process| process == u64::from(std::process::id()));
+    let watchdog = number("WATCHDOG_USEC").filter(|us| meant && *us > 0).map(Duration::from_micros);
+    Some(ServiceManager { socket, watchdog })
 }
 
 pub(super) fn summary(r: &Report) {
@@ -96,6 +110,9 @@ pub(super) fn summary(r: &Report) {
         100.0 * r.realised_utd_ratio,
         100.0 * r.offline_share
     );
+    if r.learner_held_back_s > 0.0 {
+        say!("             slowed or paused by heat for {:.0} s", r.learner_held_back_s);
+    }
     if let Some(parts) = r.update_parts_ms.as_object() {
         let total: f64 = parts.values().filter_map(serde_json::Value::as_f64).sum();
         let shares: Vec<_> = parts

@@ -31,6 +31,7 @@ pub(super) fn check(c: &Config) -> Vec<Problem> {
     replay(c, &mut checks);
     swap(c, &mut checks);
     learner(c, &mut checks);
+    pace(c, &mut checks);
     method(c, &mut checks);
     residual(c, &mut checks);
     pretrain(c, &mut checks);
@@ -338,6 +339,23 @@ fn trunk(c: &Config, checks: &mut Checks) {
     checks.need(l.shift_pixels <= 64, "learner.shift_pixels", l.shift_pixels, "must be at most 64");
     let each = l.crops == Crops::EachPass && l.shift_pixels == 0;
     checks.need(!each, "learner.crops", "each-pass", "has no effect with learner.shift_pixels = 0");
+}
+
+fn pace(c: &Config, checks: &mut Checks) {
+    let share = 0.01..=1.0;
+    let t = &c.thermal;
+    for (key, value) in
+        [("learner.max_utilisation", c.learner.max_utilisation), ("thermal.slow_utilisation", t.slow_utilisation)]
+    {
+        checks.need(share.contains(&value), key, value, "must lie in [0.01, 1]");
+    }
+    let every = t.read_every_s;
+    checks.need((0.01..=60.0).contains(&every), "thermal.read_every_s", every, "must lie in [0.01, 60]");
+    let gap = t.hysteresis_c;
+    checks.need((0.0..=50.0).contains(&gap), "thermal.hysteresis_c", gap, "must lie in [0, 50]");
+    checks.need((0.0..=150.0).contains(&t.slow_c), "thermal.slow_c", t.slow_c, "must lie in [0, 150]");
+    let above = t.pause_c >= t.slow_c && t.pause_c <= 150.0;
+    checks.need(above, "thermal.pause_c", t.pause_c, "must lie between thermal.slow_c and 150");
 }
 
 /// Settings of the method that have no meaning by themselves or beside each other. What depends on the networks is

@@ -288,6 +288,8 @@ sections! {
         replay: ReplayConfig = ReplayConfig::default(),
         /// The learner.
         learner: LearnerConfig = LearnerConfig::default(),
+        /// What heat takes of the learner's time.
+        thermal: ThermalConfig = ThermalConfig::default(),
         /// Offline training of a first ensemble.
         pretrain: PretrainConfig = PretrainConfig::default(),
     }
@@ -513,6 +515,8 @@ sections! {
         device: DeviceKind = DeviceKind::Cpu,
         /// Threads of the learner's kernels.
         threads: usize = 1,
+        /// Share of the time in which the learner of a real-time run may compute.
+        max_utilisation: f64 = 1.0,
         /// Where the networks come from.
         start: Start = Start::Bundle,
         /// Members to use, the first of the bundle's; 0 for all.
@@ -625,6 +629,24 @@ sections! {
         checkpoint_every: u64 = 5000,
         /// Updates between two diagnoses; 0 for the first and the last only.
         diagnose_every: u64 = 1000,
+    }
+
+    /// `[thermal]`.
+    ThermalConfig {
+        /// Folder with the system's temperature sensors; empty: none is read.
+        zones: PathBuf = PathBuf::from("/sys/class/thermal"),
+        /// Names of sensors that do not count.
+        ignore: Vec<String> = vec![String::from("PMIC-Die")],
+        /// Seconds between two readings.
+        read_every_s: f64 = 1.0,
+        /// Degrees Celsius of the hottest sensor from which the learner is slowed.
+        slow_c: f64 = 90.0,
+        /// Its share of the time then.
+        slow_utilisation: f64 = 0.25,
+        /// Degrees Celsius from which it pauses.
+        pause_c: f64 = 96.0,
+        /// Degrees by which it has to be cooler again.
+        hysteresis_c: f64 = 5.0,
     }
 
     /// `[pretrain]`.

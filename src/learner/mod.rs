@@ -21,8 +21,10 @@ mod device;
 mod diagnosis;
 mod eyes;
 mod features;
+mod memory;
 mod metrics;
 mod networks;
+mod pace;
 mod persist;
 pub mod pretrain;
 mod returns;
@@ -39,7 +41,9 @@ pub use batch::Dims;
 pub use checkpoint::CheckpointError;
 pub use device::{Chosen, choose, random_store};
 pub use diagnosis::Diagnosis;
+pub use memory::LearnerMemory;
 pub use metrics::{DensityMetrics, Timings, UpdateMetrics};
+pub use pace::{Heat, Pace};
 pub use schedule::Schedule;
 pub use streams::stream;
 pub use update::Learner;
@@ -76,6 +80,19 @@ pub enum LearnerError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// The machine has no room for the learner.
+    #[error(
+        "the learner needs {:.0} MB ({}) and {machine} has {:.0} MB available: lower learner.members, learner.batch_size or learner.critic_steps, or end what else runs there",
+        mb(need.total()), need.parts(), mb(*available)
+    )]
+    NoMemory {
+        /// What it needs.
+        need: LearnerMemory,
+        /// Bytes that there are.
+        available: u64,
+        /// The machine, in words.
+        machine: String,
+    },
     /// The configured device is not there.
     #[error("learner.device: {0}; \"cpu\" needs no GPU")]
     Device(NoDevice),
@@ -108,6 +125,11 @@ pub enum LearnerError {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+/// Millions of bytes.
+fn mb(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 impl LearnerError {

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::error::ReplayError;
 use super::layout::{Layout, RECORDS_AT};
 use crate::spaces::FrameShape;
+use crate::telemetry::meminfo;
 
 /// Bytes of memory for a slot outside the files: its priority, its share of the tree above, and a bit in each set.
 const TABLES_PER_SLOT: u64 = 6;
@@ -111,19 +112,13 @@ impl Budget {
         for (what, needed, field) in
             [("priorities and sets", self.tables, "MemAvailable:"), ("records and frames", self.mapped(), "MemTotal:")]
         {
-            let available = bytes(memory, field).unwrap_or(u64::MAX);
+            let available = meminfo(memory, field).unwrap_or(u64::MAX);
             if needed > available {
                 return Err(ReplayError::NoMemory { what, needed, available });
             }
         }
         Ok(())
     }
-}
-
-/// A line like `MemTotal:       16384 kB`.
-fn bytes(memory: &str, field: &str) -> Option<u64> {
-    let line = memory.lines().find_map(|line| line.strip_prefix(field))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]

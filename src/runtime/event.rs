@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::learner::{Diagnosis, UpdateMetrics};
+use crate::learner::{Diagnosis, Heat, UpdateMetrics};
 use crate::telemetry::{ControlCounters, EpisodeReturn};
 
 /// Something happened. Events may be dropped (and counted) when nobody takes them fast enough.
@@ -35,6 +35,13 @@ pub enum Event {
     },
     /// The learner looked at the newest steps: after the warm-up, every `learner.diagnose_every` updates, at the end.
     Diagnosis(Diagnosis),
+    /// Heat slows or pauses the learner, or does so no more.
+    Heat {
+        /// The new level.
+        heat: Heat,
+        /// Temperature of the hottest sensor, degrees Celsius.
+        celsius: f64,
+    },
     /// The control loop got a new policy.
     Published {
         /// Its generation.

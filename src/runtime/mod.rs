@@ -7,6 +7,7 @@
 mod camera;
 mod child;
 mod classifier;
+mod effort;
 mod evaluate;
 mod event;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod fault_matrix;
 mod lockstep;
 pub mod measure;
 mod memory;
+mod notify;
 mod offline;
 mod parts;
 mod person;
@@ -34,6 +36,7 @@ mod web;
 pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer};
 pub use memory::tune_allocator;
+pub use notify::ServiceManager;
 pub use offline::learn_recorded;
 pub use parts::{RuntimeError, open_offline};
 pub use playback::{Agreement, Difference, EpisodeReplay, Replayed, replay};

@@ -10,6 +10,7 @@ use crossbeam_channel::{Sender, TrySendError};
 
 use super::camera::{self, CameraThread, Window};
 use super::child::Simulator;
+use super::effort::EffortStatus;
 use super::event::Event;
 use crate::clock::{self, Clock};
 use crate::config::{Bound, CameraSource, Config, Exploration, MOST_TRIAL_EPISODES, RewardSource};
@@ -152,6 +153,8 @@ pub(super) struct Shared {
     pub adopting: AtomicBool,
     /// Learner updates so far.
     pub updates: AtomicU64,
+    /// What the learner is doing and may do.
+    pub effort: Mutex<EffortStatus>,
     /// Step records the recorder could not write.
     pub unrecorded: AtomicU64,
     /// Events nobody took in time.
@@ -177,6 +180,7 @@ impl Shared {
             adoption: Mutex::default(),
             adopting: AtomicBool::new(false),
             updates: AtomicU64::new(0),
+            effort: Mutex::default(),
             unrecorded: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
             events,

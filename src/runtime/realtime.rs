@@ -184,8 +184,9 @@ fn learn(mut trainer: Trainer, shared: &Shared, woken: &Receiver<()>, newest: &N
             let _ = newest.1.try_recv();
             shared.adopting.store(false, Release);
         }
-        if trainer.due() == 0 {
-            let _ = woken.recv_timeout(IDLE);
+        let rest = trainer.rest().unwrap_or(IDLE);
+        if !rest.is_zero() {
+            let _ = woken.recv_timeout(rest.min(IDLE));
             continue;
         }
         match trainer.update() {

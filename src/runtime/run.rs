@@ -15,6 +15,7 @@ use super::child::Simulator;
 use super::classifier::Classifier;
 use super::evaluate::evaluate;
 use super::event::{Event, Observer, UpdateLine};
+use super::notify::{Notify, ServiceManager};
 use super::parts::{
     EXPLORATION, RuntimeError, Shared, budget, control_settings, lock, longest_age, move_aside, open_replay, period,
     reach_robot, with_camera,
@@ -48,12 +49,14 @@ pub struct RunOptions {
     pub serve: Option<SocketAddr>,
     /// Who chooses the actions.
     pub source: ActionSource,
+    /// The service manager that started this process, if one did.
+    pub manager: Option<ServiceManager>,
 }
 
 impl RunOptions {
     /// Without a live page, with the policy of the configuration.
     pub fn new(program: PathBuf, stop: Arc<AtomicBool>) -> Self {
-        Self { program, stop, serve: None, source: ActionSource::Policy }
+        Self { program, stop, serve: None, source: ActionSource::Policy, manager: None }
     }
 }
 
@@ -98,6 +101,7 @@ pub(super) struct Outlet<'a> {
     observer: &'a mut dyn Observer,
     metrics: Box<dyn Sink>,
     report: Report,
+    manager: Option<Notify>,
 }
 
 impl<'a> Outlet<'a> {
@@ -107,7 +111,12 @@ impl<'a> Outlet<'a> {
         metrics: Box<dyn Sink>,
         report: Report,
     ) -> Self {
-        Self { events, observer, metrics, report }
+        Self { events, observer, metrics, report, manager: None }
+    }
+
+    /// With a service manager that is to know how the run is.
+    fn telling(self, manager: Option<&ServiceManager>) -> Self {
+        Self { manager: manager.and_then(Notify::to), ..self }
     }
 
     /// What is known so far.
@@ -126,6 +135,9 @@ impl<'a> Outlet<'a> {
             self.take(&event);
         }
         self.observer.counters(&shared.counters, shared.updates.load(Relaxed));
+        if let Some(manager) = &mut self.manager {
+            manager.alive(shared.counters.ticks.load(Relaxed));
+        }
     }
 
     /// Waits a moment for events.
@@ -148,6 +160,9 @@ impl<'a> Outlet<'a> {
             Event::Diagnosis(diagnosis) => {
                 self.metrics.record("diagnosis", diagnosis);
                 self.report.diagnoses.push(serde_json::json!(diagnosis));
+            }
+            Event::Heat { heat, celsius } => {
+                self.metrics.record("heat", &serde_json::json!({"heat": heat, "celsius": celsius}));
             }
             Event::Published { generation, prepare_ms } => {
                 self.metrics
@@ -212,7 +227,7 @@ pub(super) fn begin<'a>(
     let metrics_path = folder.join("metrics.jsonl");
     let metrics = Box::new(FileSink::append(&metrics_path).map_err(RuntimeError::file(&metrics_path))?);
     let report = Report { robot: config.robot.name.clone(), seed: config.run.seed, ..Report::default() };
-    let outlet = Outlet::new(events, observer, metrics, report);
+    let outlet = Outlet::new(events, observer, metrics, report).telling(options.manager.as_ref());
 
     let replay = open_replay(config)?;
     if let Some(budget) = budget(config, &replay) {
@@ -261,6 +276,7 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
         assemble(config, options, &shared, &replay, trainer, (prepared, in_use), residual, done, &mut outlet.report)?;
     let begin = clock::monotonic();
     let ended = learn(work, config, doors, &mut outlet)?;
+    outlet.manager.iter_mut().for_each(Notify::stopping);
     outlet.report.seconds = clock::monotonic().since(begin).as_secs_f64();
     drop(world);
     finish(config, options, bundle.as_ref(), &shared, &replay, ended, &mut outlet)?;
@@ -466,6 +482,8 @@ fn fill(report: &mut Report, shared: &Shared, replay: &Replay) {
     report.max_work_us = c.max_work_us.load(Relaxed);
     report.page_faults = report.page_faults.map(|_| c.page_faults.load(Relaxed));
     report.refused_settings = shared.refused_settings();
+    let effort = lock(&shared.effort).clone();
+    (report.learner_utilisation, report.learner_held_back_s) = (effort.utilisation, effort.held_back_s);
     report.failures = shared.failures();
 }
 

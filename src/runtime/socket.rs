@@ -233,7 +233,7 @@ pub(super) fn status(shared: &Shared) -> Value {
         "task_failures": c.failures.load(Relaxed), "wake": c.latency(), "robot": c.robot.summary(),
         "camera": shared.camera.counters.summary(),
         "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),
-        "refused_settings": shared.refused_settings(),
+        "refused_settings": shared.refused_settings(), "learner": *lock(&shared.effort),
     })
 }
 

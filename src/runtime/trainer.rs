@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::effort::Effort;
 use super::event::Event;
 use super::parts::{RuntimeError, Shared, lock};
 use crate::clock;
 use crate::config::{Cadence, Config, DeviceKind, LearnerConfig};
-use crate::learner::{Dims, Learner, LearnerError, Schedule, UpdateMetrics, advise, choose};
+use crate::learner::{Dims, Learner, LearnerError, LearnerMemory, Schedule, UpdateMetrics, advise, choose};
 use crate::nn::weights::{ActorWeights, EnsembleWeights};
 use crate::policy::residual::Frozen;
 use crate::replay::Replay;
@@ -25,6 +26,7 @@ const WINDOW: usize = 100;
 pub(super) struct Trainer {
     learner: Learner,
     schedule: Schedule,
+    effort: Effort,
     replay: Arc<Mutex<Replay>>,
     shared: Arc<Shared>,
     checkpoint: PathBuf,
@@ -74,6 +76,12 @@ fn sight(weights: &EnsembleWeights, residual: bool, stored: Option<FrameShape>) 
     Ok(())
 }
 
+/// [`LearnerMemory::check`] on this machine.
+fn room(need: &LearnerMemory) -> Result<Option<String>, RuntimeError> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    Ok(need.check(&read("/proc/meminfo"), &read("/proc/device-tree/model"))?)
+}
+
 impl Trainer {
     /// From the checkpoint of the run folder where there is one, else from the bundle's weights; on `base` if they are a
     /// residual.
@@ -88,6 +96,9 @@ impl Trainer {
         let checkpoint = config.run.directory.join("checkpoint");
         let dims = Dims::from(spaces);
         sight(weights, base.is_some(), lock(&replay).frame_shape())?;
+        if let Some(warning) = room(&LearnerMemory::new(weights, dims, &config.learner))? {
+            shared.tell(Event::Note(warning));
+        }
         let settings = settings(weights, dims, config, &shared)?;
         let learner = if checkpoint.exists() {
             let (learner, state) = Learner::load(&checkpoint, dims, &settings, &config.replay, base)?;
@@ -102,6 +113,7 @@ impl Trainer {
             first_update: learner.updates(),
             learner,
             schedule: Schedule::new(&config.learner),
+            effort: Effort::new(config, &shared),
             replay,
             shared,
             checkpoint,
@@ -136,8 +148,22 @@ impl Trainer {
         self.schedule.due(steps, self.learner.updates())
     }
 
+    /// Time until the next update may begin, zero for now; `None` when none is due or it is too hot. Only a run in real
+    /// time asks.
+    pub(super) fn rest(&mut self) -> Option<Duration> {
+        let due = self.due();
+        self.effort.rest(due).filter(|_| due > 0)
+    }
+
     /// One update; returns the actors when it is time to publish them.
     pub(super) fn update(&mut self) -> Result<Option<ActorWeights>, RuntimeError> {
+        let begin = clock::monotonic();
+        let made = self.make();
+        self.effort.worked(begin);
+        made
+    }
+
+    fn make(&mut self) -> Result<Option<ActorWeights>, RuntimeError> {
         if self.learner.updates() == 0 {
             self.diagnose(true);
         }

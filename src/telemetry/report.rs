@@ -69,6 +69,10 @@ pub struct Report {
     pub updates_per_cpu_second: f64,
     /// Updates done by update allowed, at the end.
     pub realised_utd_ratio: f64,
+    /// Share of the time in which the learner computed; 0 in lockstep.
+    pub learner_utilisation: f64,
+    /// Seconds for which heat slowed or paused it.
+    pub learner_held_back_s: f64,
     /// Policies taken over by the control loop.
     pub swaps: u64,
     /// Policies refused.

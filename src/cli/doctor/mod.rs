@@ -3,9 +3,11 @@
 mod configuration;
 mod disk;
 mod machine;
+mod power;
 
 use std::path::{Path, PathBuf};
 
+use fieldtune::config::ThermalConfig;
 use serde::Serialize;
 
 /// Check this machine for real-time work. Every finding comes with the command that mends it.
@@ -64,7 +66,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.as_ref().map(|path| fieldtune::config::load(path, &[])).transpose()?;
     let root = Root(&args.root);
     let mut findings = machine::look(&root, config.as_ref().map_or(-1, |config| config.realtime.cpu));
+    let thermal = config.as_ref().map_or_else(ThermalConfig::default, |config| config.thermal.clone());
+    findings.push(power::temperature(&root, &thermal));
     if let Some(config) = &config {
+        findings.push(power::memory(&root, config));
         findings.extend(configuration::look(&root, config));
         findings.extend(disk::look(&root, config));
     }

@@ -237,6 +237,11 @@ fn faults(view: &View<'_>) -> Vec<Line<'static>> {
     let failures = view.status["failures"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut lines: Vec<_> = failures.map(|f| Line::from(format!("FAILURE {f}")).red().bold()).collect();
     lines.extend(view.unreadable.map(|why| Line::from(why.to_owned()).yellow()));
+    if let Some(heat) = view.status.pointer("/learner/heat").and_then(Value::as_str).filter(|heat| *heat != "cool") {
+        let celsius = view.status.pointer("/learner/celsius").and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let word = if heat == "hot" { "paused" } else { "slowed" };
+        lines.push(Line::from(format!("the learner is {word}: {celsius:.1} degrees")).yellow());
+    }
     let refusal = view.history.last_refusal.as_ref();
     lines.extend(refusal.map(|why| Line::from(format!("last refused policy: {why}")).yellow()));
     let gone_back = view.history.last_roll_back.as_ref();
@@ -289,6 +294,7 @@ mod tests {
             "stale_ticks": 14, "missed_states": 7, "dropped": 0, "generation": 98, "swaps": 99, "rollbacks": 1,
             "refused_policies": 2, "episodes": 8, "successes": 3, "task_failures": 4, "wake": {"p50_us": 64, "p99_us": 128, "max_us": 1203},
             "max_work_us": 801, "robot": {"crc_errors": 2, "malformed": 1, "robot_crc_errors": 4, "robot_late_commands": 5}, "failures": ["the learner stopped"],
+            "learner": {"heat": "hot", "celsius": 97.3},
             "camera": {"cameras": 2, "connected": 1, "frozen": 1, "age_us": 41900, "sequence_gaps": 6, "truncated": 2, "damaged": 1,
                 "wrong_size": 0, "wrong_format": 0, "stream_errors": 0, "clock_backwards": 3, "clock_ahead": 0, "dropped": 9}});
         let history = history();
@@ -324,6 +330,7 @@ mod tests {
             "calibration gap      12.50",
             "success, failure     3, 4",
             "FAILURE the learner stopped",
+            "the learner is paused: 97.3 degrees",
             "last refused policy: weights are not finite",
             "camera: 1 of 2 there, 30.0 frames/s, newest 41 ms old, 6 missing, 6 refused, 9 dropped, THE IMAGE",
         ] {
