@@ -18,6 +18,7 @@
 //! | 4 | [`golden`] | reference numbers from elsewhere against the code that the learner runs |
 //! | 3 | [`rl`] | the losses of the papers as pure functions |
 //! | 2 | [`camera`] | images of cameras, made into what the policy sees |
+//! | 3 | [`fleet`] | what travels between robots and a learner elsewhere, each step exactly once |
 //! | 2 | [`robot`] | a robot behind firmware frames; links |
 //! | 2 | [`policy`] | bundles, the engines that run them, checks, importers |
 //! | 2 | [`replay`] | the buffer on disk, the priority tree, the samplers |
@@ -46,6 +47,7 @@
 //! | socket | its clients | yes | yes |
 //! | person (`intervention.listen`) | its datagrams | yes | yes |
 //! | page (`--serve`) | nothing | yes | yes |
+//! | fleet (`learner.remote`) | disk, network | yes | yes |
 //! | main | events | yes | yes |
 
 pub mod camera;
@@ -53,6 +55,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod episode;
+pub mod fleet;
 pub mod golden;
 pub mod kernels;
 pub mod learner;

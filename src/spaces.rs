@@ -74,6 +74,9 @@ impl StepFlags {
     pub const SUCCESS: Self = Self(1 << 7);
     /// And as a failure.
     pub const FAILURE: Self = Self(1 << 8);
+    /// Only with [`StepFlags::OBSERVATION_ONLY`]: a robot's steps were cut here on their way to a learner, and the step
+    /// of this observation comes in full elsewhere.
+    pub const SEAM: Self = Self(1 << 9);
 
     /// What the step made of its episode, where that was said.
     pub fn outcome(self) -> Option<Outcome> {

@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("robot", 2),
     ("policy", 2),
     ("replay", 2),
+    ("fleet", 3),
     ("rl", 3),
     ("control", 4),
     ("golden", 4),

@@ -18,6 +18,7 @@ mod doctor;
 mod evaluate;
 mod gamepad;
 mod keys;
+mod learner;
 mod policy;
 mod policy_import;
 mod pretrain;
@@ -54,6 +55,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Learner(learner::Args),
     Evaluate(evaluate::Args),
     Collect(collect::Args),
     Replay(replay::Args),
@@ -93,8 +95,13 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(&self) -> anyhow::Result<Config> {
+        self.load_with(None)
+    }
+
+    /// With one more key set.
+    fn load_with(&self, key: Option<String>) -> anyhow::Result<Config> {
         let method = self.method.iter().map(|name| format!("run.method={name}"));
-        let overrides: Vec<String> = self.overrides.iter().cloned().chain(method).collect();
+        let overrides: Vec<String> = self.overrides.iter().cloned().chain(method).chain(key).collect();
         Ok(config::load(&self.config, &overrides)?)
     }
 }
@@ -107,6 +114,7 @@ pub(crate) fn main() -> ExitCode {
     fieldtune::runtime::tune_allocator();
     let outcome = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Learner(args) => learner::run(&args),
         Command::Evaluate(args) => evaluate::run(&args).map(|()| true),
         Command::Collect(args) => collect::run(&args),
         Command::Replay(args) => replay::run(&args),

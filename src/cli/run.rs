@@ -21,6 +21,9 @@ use super::{ConfigArgs, stop_on_signal, this_program, write_json};
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Where the learner is: here, or remote (`fieldtune learner`, docs/fleet.md); short for --set learner.remote=...
+    #[arg(long, value_name = "WHERE")]
+    learner: Option<Place>,
     /// Write everything the run counted to this file, as JSON.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -33,8 +36,18 @@ pub(super) struct Args {
     quiet: bool,
 }
 
+/// Where the learner is.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Place {
+    /// In this process.
+    Here,
+    /// In a `fieldtune learner`.
+    Remote,
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
-    let config = args.config.load()?;
+    let place = args.learner.map(|place| format!("learner.remote={}", place == Place::Remote));
+    let config = args.config.load_with(place)?;
     let options = RunOptions {
         serve: args.serve,
         manager: service_manager(),
@@ -122,6 +135,16 @@ pub(super) fn summary(r: &Report) {
         say!("             {total:.2} ms of CPU per update: {}", shares.join(", "));
     }
     say!("  policies   {} swaps, {} refused", r.swaps, r.refused_policies);
+    if let Some(number) = r.fleet.as_object().map(|fleet| |key: &str| fleet[key].as_u64().unwrap_or(0)) {
+        say!(
+            "  fleet      {} records passed on, {} pending, {} replaced before they were; {} policies, {} messages refused",
+            number("records"),
+            number("pending"),
+            number("missed"),
+            number("policies"),
+            number("refused")
+        );
+    }
     for reason in &r.rolled_back {
         say!("             one went back by itself: {reason}");
     }

@@ -30,6 +30,7 @@ pub(super) fn check(c: &Config) -> Vec<Problem> {
     camera(c, &mut checks);
     replay(c, &mut checks);
     swap(c, &mut checks);
+    fleet(c, &mut checks);
     learner(c, &mut checks);
     pace(c, &mut checks);
     method(c, &mut checks);
@@ -203,6 +204,28 @@ fn swap(c: &Config, checks: &mut Checks) {
         s.trial_episodes,
         "must be at most 32: so many returns are kept",
     );
+}
+
+fn fleet(c: &Config, checks: &mut Checks) {
+    let f = &c.fleet;
+    let plain = |name: &str| {
+        let fits = |ch: char| ch.is_ascii_alphanumeric() || "_-.".contains(ch);
+        (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.')
+    };
+    let message = "must be 1 to 64 letters, digits, `_`, `-` or `.`, not beginning with `.`";
+    checks.need(plain(&f.name), "fleet.name", &f.name, message);
+    checks.need(f.robot.is_empty() || plain(&f.robot), "fleet.robot", &f.robot, message);
+    let named = !c.learner.remote || !f.robot.is_empty() || plain(&c.robot.name);
+    checks.need(named, "fleet.robot", "empty", &format!("is robot.name then, which {message}"));
+    for (key, value) in [("fleet.connect", &f.connect), ("fleet.listen", &f.listen)] {
+        let known = ["tcp/", "tls/"].iter().any(|kind| value.starts_with(kind)) && value.contains(':');
+        checks.need(known, key, value, "must be tcp/HOST:PORT or tls/HOST:PORT");
+    }
+    let every = f.send_every_ms;
+    checks.need((10..=60_000).contains(&every), "fleet.send_every_ms", every, "must lie in 10 to 60000");
+    checks.need((2..=4096).contains(&f.batch_steps), "fleet.batch_steps", f.batch_steps, "must lie in 2 to 4096");
+    let patience = f.timeout_ms;
+    checks.need((100..=60_000).contains(&patience), "fleet.timeout_ms", patience, "must lie in 100 to 60000");
 }
 
 fn episode(c: &Config, checks: &mut Checks) {

@@ -290,6 +290,8 @@ sections! {
         learner: LearnerConfig = LearnerConfig::default(),
         /// What heat takes of the learner's time.
         thermal: ThermalConfig = ThermalConfig::default(),
+        /// A learner for several robots.
+        fleet: FleetConfig = FleetConfig::default(),
         /// Offline training of a first ensemble.
         pretrain: PretrainConfig = PretrainConfig::default(),
     }
@@ -511,6 +513,8 @@ sections! {
     LearnerConfig {
         /// Whether to learn at all.
         enabled: bool = true,
+        /// Whether the learner is a `fieldtune learner` elsewhere.
+        remote: bool = false,
         /// Device.
         device: DeviceKind = DeviceKind::Cpu,
         /// Threads of the learner's kernels.
@@ -647,6 +651,26 @@ sections! {
         pause_c: f64 = 96.0,
         /// Degrees by which it has to be cooler again.
         hysteresis_c: f64 = 5.0,
+    }
+
+    /// `[fleet]`.
+    FleetConfig {
+        /// Name of the fleet.
+        name: String = String::from("fleet"),
+        /// Name of the robot in it; empty for `robot.name`.
+        robot: String = String::new(),
+        /// Where the learner, or a router on the way to it, is.
+        connect: String = String::from("tcp/127.0.0.1:7447"),
+        /// Where the learner listens.
+        listen: String = String::from("tcp/127.0.0.1:7447"),
+        /// A configuration file of zenoh in the place of the two; empty for none.
+        zenoh: PathBuf = PathBuf::new(),
+        /// Time between two messages of a robot.
+        send_every_ms: u32 = 500,
+        /// Most records in one.
+        batch_steps: usize = 512,
+        /// How long a robot waits for an answer.
+        timeout_ms: u32 = 2000,
     }
 
     /// `[pretrain]`.

@@ -173,9 +173,16 @@ impl Bundle {
     /// # Errors
     /// When the disk says no, or `dir` holds anything but a bundle.
     pub fn save(&self, dir: &Path) -> Result<(), PolicyError> {
+        save_folder(dir, &self.files()?)
+    }
+
+    /// The files of the bundle, by name.
+    ///
+    /// # Errors
+    /// When a value of the manifest is out of range.
+    pub fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>, PolicyError> {
         let text = self.manifest.to_text().map_err(BundleError::from)?;
-        let files = self.contents()?.into_iter().chain([(MANIFEST, text.into_bytes())]).collect::<Vec<_>>();
-        save_folder(dir, &files)
+        Ok(self.contents()?.into_iter().chain([(MANIFEST, text.into_bytes())]).collect())
     }
 
     /// The manifest.
@@ -231,8 +238,11 @@ impl Bundle {
     }
 }
 
-/// Writes the files of a bundle as folder `dir`, all or nothing.
-pub(super) fn save_folder(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), PolicyError> {
+/// Writes the files of a bundle as folder `dir`, all or nothing, without a look at what is in them.
+///
+/// # Errors
+/// As [`Bundle::save`].
+pub fn save_folder(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), PolicyError> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     vacant(dir)?;
     let absolute = std::path::absolute(dir).map_err(io_error("find", dir))?;

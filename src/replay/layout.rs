@@ -195,6 +195,11 @@ pub(crate) fn checksum_fits(record: &[u8]) -> bool {
     crc32c::crc32c(&record[..body]) == u32_at(record, body)
 }
 
+/// The flags of a record.
+pub(crate) fn flags(bytes: &[u8]) -> StepFlags {
+    Head::read(bytes).flags
+}
+
 /// The reward of a record.
 pub(crate) fn reward(bytes: &[u8]) -> f32 {
     f32::from_bits(u32_at(bytes, 28))

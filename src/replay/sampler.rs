@@ -193,6 +193,16 @@ impl Replay {
         Ok(())
     }
 
+    /// Forgets the online record with this sequence number and all newer ones ([`Store::forget_from`]).
+    pub(crate) fn forget_from(&mut self, sequence: u64) -> Result<(), ReplayError> {
+        let last = self.online.last_sequence();
+        self.online.forget_from(sequence)?;
+        for gone in sequence.saturating_sub(1).max(1)..=last {
+            self.tree.set(self.online_leaf + self.online.slot(gone), 0.0)?;
+        }
+        Ok(())
+    }
+
     /// Makes all online records survive a power cut.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::frames::Frames;
 use super::header::Header;
-use super::layout::{Head, RECORDS_AT, checksum_fits, floats, reward};
+use super::layout::{Head, Layout, RECORDS_AT, checksum_fits, floats, reward};
 use super::slot_set::SlotSet;
-use crate::spaces::StepFlags;
+use crate::spaces::{StepFlags, StepRecord};
 
 /// Why a slot that is not empty holds no usable record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -121,6 +121,31 @@ pub(crate) fn scan(file: &[u8], header: &Header, frames: Option<&Frames>) -> Sca
     scan
 }
 
+fn is_finite(bytes: &[u8], layout: Layout, flags: StepFlags) -> bool {
+    let action = if flags.contains(StepFlags::OBSERVATION_ONLY) { 0..0 } else { layout.action() };
+    let mut numbers = floats(&bytes[layout.observation()]).chain(floats(&bytes[action]));
+    reward(bytes).is_finite() && numbers.all(f32::is_finite)
+}
+
+impl Layout {
+    /// Reads a record without a frame that came from elsewhere, checked as one that is found on a disk. Returns its
+    /// sequence number there.
+    ///
+    /// # Errors
+    /// When it is damaged or not finite.
+    pub fn read(self, bytes: &[u8], into: &mut StepRecord) -> Result<u64, BadReason> {
+        if bytes.len() != self.record_size() || !checksum_fits(bytes) {
+            return Err(BadReason::Checksum);
+        }
+        let head = Head::read(bytes);
+        if !is_finite(bytes, self, head.flags) {
+            return Err(BadReason::NotFinite);
+        }
+        self.decode(bytes, into);
+        Ok(head.sequence)
+    }
+}
+
 fn look_at(bytes: &[u8], slot: usize, header: &Header, frames: Option<&Frames>) -> Slot {
     let head = Head::read(bytes);
     if head.sequence == 0 && bytes.iter().all(|b| *b == 0) {
@@ -132,9 +157,7 @@ fn look_at(bytes: &[u8], slot: usize, header: &Header, frames: Option<&Frames>) 
     if head.sequence == 0 || (head.sequence - 1) % header.capacity != slot as u64 {
         return Slot::Bad(BadReason::Misplaced);
     }
-    let action = if head.flags.contains(StepFlags::OBSERVATION_ONLY) { 0..0 } else { header.layout.action() };
-    let mut numbers = floats(&bytes[header.layout.observation()]).chain(floats(&bytes[action]));
-    if !reward(bytes).is_finite() || !numbers.all(f32::is_finite) {
+    if !is_finite(bytes, header.layout, head.flags) {
         return Slot::Bad(BadReason::NotFinite);
     }
     if frames.is_some_and(|frames| !frames.holds(header.layout.frame(bytes))) {

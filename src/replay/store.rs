@@ -431,6 +431,39 @@ impl Store {
         Ok(())
     }
 
+    /// The bytes of the record with this sequence number, as [`Layout::read`] takes them from a buffer without frames.
+    ///
+    /// # Errors
+    /// As [`Store::record`].
+    pub fn bytes(&self, sequence: u64) -> Result<&[u8], ReplayError> {
+        Ok(self.record_bytes(self.valid_slot(sequence)?))
+    }
+
+    /// Forgets the record with this sequence number and all newer ones; their numbers are given again. For who knows
+    /// that the newer ones come once more.
+    ///
+    /// # Errors
+    /// As [`Store::sync`]: they are gone from the disk, too.
+    pub(crate) fn forget_from(&mut self, sequence: u64) -> Result<(), ReplayError> {
+        self.writable()?;
+        let first = sequence.max(self.first_sequence());
+        for gone in (first..=self.last).rev() {
+            let slot = self.slot(gone);
+            self.scratch.fill(0);
+            self.write_record(slot)?;
+            for set in [&mut self.valid, &mut self.transitions, &mut self.interventions] {
+                set.remove(slot);
+            }
+            self.last = gone - 1;
+        }
+        if first > 1 {
+            let newest = self.slot(first - 1);
+            self.transitions.remove(newest);
+            self.interventions.remove(newest);
+        }
+        self.sync()
+    }
+
     fn valid_slot(&self, sequence: u64) -> Result<usize, ReplayError> {
         let (first, last) = (self.first_sequence(), self.last);
         let slot = self.slot(sequence.max(1));

@@ -12,6 +12,7 @@ mod evaluate;
 mod event;
 #[cfg(test)]
 mod fault_matrix;
+mod hub;
 mod lockstep;
 pub mod measure;
 mod memory;
@@ -24,6 +25,7 @@ mod pretrain;
 mod publisher;
 mod realtime;
 mod recorder;
+mod remote;
 mod rights;
 mod run;
 mod shadow;
@@ -35,6 +37,7 @@ mod web;
 
 pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer};
+pub use hub::learn_for_fleet;
 pub use memory::tune_allocator;
 pub use notify::ServiceManager;
 pub use offline::learn_recorded;

@@ -17,6 +17,7 @@ use crate::config::{Bound, CameraSource, Config, Exploration, MOST_TRIAL_EPISODE
 use crate::control::{
     ControlLoop, ControlSettings, Fault, Limits, Pace, Person, PersonSlot, Range, Rules, Sight, Verdict,
 };
+use crate::fleet::{FleetCounters, FleetError};
 use crate::learner::LearnerError;
 use crate::nn::weights::EnsembleWeights;
 use crate::policy::PolicyError;
@@ -100,6 +101,9 @@ pub enum RuntimeError {
         /// Updates asked for.
         updates: u64,
     },
+    /// The fleet.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// Learning without a learner.
     #[error("learner.enabled is false: learning from recorded episodes needs it")]
     NoLearner,
@@ -151,6 +155,10 @@ pub(super) struct Shared {
     pub adoption: Mutex<Option<Box<EnsembleWeights>>>,
     /// Whether there are some; false when the learner's next policies come from them.
     pub adopting: AtomicBool,
+    /// The way to and from a learner elsewhere.
+    pub fleet: FleetCounters,
+    /// Folder of a policy from there that waits for the publisher; the publisher empties it.
+    pub offered: Mutex<Option<PathBuf>>,
     /// Learner updates so far.
     pub updates: AtomicU64,
     /// What the learner is doing and may do.
@@ -179,6 +187,8 @@ impl Shared {
             returns: Mutex::default(),
             adoption: Mutex::default(),
             adopting: AtomicBool::new(false),
+            fleet: FleetCounters::default(),
+            offered: Mutex::default(),
             updates: AtomicU64::new(0),
             effort: Mutex::default(),
             unrecorded: AtomicU64::new(0),
@@ -431,7 +441,8 @@ pub(super) fn budget(config: &Config, replay: &Replay) -> Option<String> {
 
 /// The replay of a run: offline data and the online buffer in the run folder, created or reopened.
 pub(super) fn open_replay(config: &Config) -> Result<Replay, RuntimeError> {
-    let offline = open_offline(config)?;
+    // Who learns elsewhere has the offline data there.
+    let offline = if config.learner.remote { None } else { open_offline(config)? };
     let folder = config.run.directory.join("replay");
     let (layout, capacity, wanted) = (layout(config), config.replay.capacity, config.camera.shape());
     let mut online = match wanted {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::event::Event;
 use super::parts::{Shared, lock};
+use super::remote::remove;
 use super::shadow::{self, Kept, Shadow};
 use super::socket::{Reply, Request};
 use super::trial::{Counted, Trial, Verdict};
@@ -248,6 +249,7 @@ impl Publisher {
 
     /// Looks after the policy on trial and after the learner that goes on from one. Called again and again.
     pub(super) fn watch(&mut self) {
+        self.take_offered();
         if self.adopting && !self.shared.adopting.load(Acquire) {
             (self.adopting, self.held) = (false, false);
         }
@@ -272,6 +274,20 @@ impl Publisher {
             Verdict::Passed => self.passed(),
             Verdict::Collapsed(reason) => self.collapsed(reason),
         }
+    }
+
+    /// The newest policy of a learner elsewhere comes as every policy from outside. It waits while an operator's choice is
+    /// held and while the one before is on trial.
+    fn take_offered(&mut self) {
+        if self.held || self.trial.is_some() {
+            return;
+        }
+        let Some(folder) = lock(&self.shared.offered).take() else { return };
+        match self.swap(&folder, self.swap.at, false, false) {
+            Ok(_) => self.held = false,
+            Err(reason) => self.shared.tell(Event::Refused { reason: format!("the learner's policy: {reason}") }),
+        }
+        remove(&folder);
     }
 
     fn passed(&mut self) {

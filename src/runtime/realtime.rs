@@ -24,7 +24,7 @@ use crate::control::{ControlLoop, Fault, Pacer, StepConsumer};
 use crate::nn::weights::ActorWeights;
 
 /// How often idle threads look at the wish to stop.
-const IDLE: Duration = Duration::from_millis(20);
+pub(super) const IDLE: Duration = Duration::from_millis(20);
 
 /// Starts a named thread whose panic is reported instead of lost.
 pub(super) fn spawn<T: Send + 'static>(
@@ -175,9 +175,9 @@ fn record(mut steps: StepConsumer, mut recorder: Recorder, shared: &Shared, wake
 }
 
 /// The learner's way to the publisher: the newest snapshot replaces one that still waits.
-type Newest = (Sender<ActorWeights>, Receiver<ActorWeights>);
+pub(super) type Newest = (Sender<ActorWeights>, Receiver<ActorWeights>);
 
-fn learn(mut trainer: Trainer, shared: &Shared, woken: &Receiver<()>, newest: &Newest) -> Option<Trainer> {
+pub(super) fn learn(mut trainer: Trainer, shared: &Shared, woken: &Receiver<()>, newest: &Newest) -> Option<Trainer> {
     while !shared.stopping() {
         if trainer.adopt() {
             // A snapshot of the networks before must not follow.

@@ -23,6 +23,7 @@ use super::parts::{
 use super::person::PersonListener;
 use super::publisher::Publisher;
 use super::recorder::Recorder;
+use super::remote::Remote;
 use super::shadow::Kept;
 use super::socket::{Asked, Labels, Server};
 use super::source::ActionSource;
@@ -81,10 +82,11 @@ struct World {
     _camera: Option<CameraThread>,
 }
 
-/// Ways in from other processes.
+/// Ways in from other processes, and to them.
 struct Doors {
     socket: Server,
     person: Option<PersonListener>,
+    remote: Option<Remote>,
 }
 
 /// How the learning phase ended.
@@ -239,7 +241,7 @@ pub(super) fn begin<'a>(
         return Err(RuntimeError::Complete { path: folder.clone(), done, steps: config.run.steps });
     }
     shared.online_steps.store(done, Relaxed);
-    let trainer = match bundle.as_ref().filter(|_| config.learner.enabled) {
+    let trainer = match bundle.as_ref().filter(|_| config.learner.enabled && !config.learner.remote) {
         Some(bundle) => {
             let weights = ensemble(bundle)?.weights();
             let on = bundle.residual().map(|on| Frozen::new(on, &config.robot.spaces, &config.policy)).transpose()?;
@@ -377,6 +379,8 @@ fn assemble(
         longest_age(config),
     )?;
     let classifier = Classifier::load(config, &shared.verdict)?;
+    let elsewhere = config.learner.enabled && config.learner.remote && matches!(options.source, ActionSource::Policy);
+    let remote = elsewhere.then(|| Remote::open(config, replay, shared)).transpose()?;
     control.start()?;
     let (ask, asked) = bounded(4);
     let labels = Labels::new(config, replay);
@@ -402,14 +406,16 @@ fn assemble(
         clock,
         last_step,
     };
-    Ok((work, World { _simulator: simulator, _camera: camera }, Doors { socket, person }))
+    Ok((work, World { _simulator: simulator, _camera: camera }, Doors { socket, person, remote }))
 }
 
 fn learn(work: Work, config: &Config, doors: Doors, outlet: &mut Outlet<'_>) -> Result<Ended, RuntimeError> {
     let shared = Arc::clone(&work.shared);
-    let Doors { socket, person } = doors;
+    let Doors { socket, person, remote } = doors;
     let serving = realtime::spawn("socket", &shared, move || socket.serve())?;
     let hearing = person.map(|person| realtime::spawn("person", &shared, move || person.serve())).transpose()?;
+    let (running, over) = bounded::<()>(0);
+    let sending = remote.map(|remote| realtime::spawn("fleet", &shared, move || remote.serve(&over))).transpose()?;
     let ended = match config.run.clock {
         ClockKind::Lockstep => lockstep::drive(work, outlet),
         ClockKind::Realtime => {
@@ -418,6 +424,8 @@ fn learn(work: Work, config: &Config, doors: Doors, outlet: &mut Outlet<'_>) -> 
         }
     };
     shared.stop.store(true, Relaxed);
+    drop(running);
+    let _ = sending.map(std::thread::JoinHandle::join);
     let _ = serving.join();
     let _ = hearing.map(std::thread::JoinHandle::join);
     Ok(ended)
@@ -480,6 +488,7 @@ fn fill(report: &mut Report, shared: &Shared, replay: &Replay) {
     report.wake = c.latency();
     report.robot_link = c.robot.summary();
     report.max_work_us = c.max_work_us.load(Relaxed);
+    report.fleet = shared.fleet.summary();
     report.page_faults = report.page_faults.map(|_| c.page_faults.load(Relaxed));
     report.refused_settings = shared.refused_settings();
     let effort = lock(&shared.effort).clone();

@@ -234,6 +234,7 @@ pub(super) fn status(shared: &Shared) -> Value {
         "camera": shared.camera.counters.summary(),
         "max_work_us": c.max_work_us.load(Relaxed), "failures": shared.failures(),
         "refused_settings": shared.refused_settings(), "learner": *lock(&shared.effort),
+        "fleet": shared.fleet.summary(),
     })
 }
 

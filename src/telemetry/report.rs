@@ -109,6 +109,8 @@ pub struct Report {
     pub refused_settings: Vec<String>,
     /// Wall seconds of the learning phase.
     pub seconds: f64,
+    /// The way to and from a learner elsewhere; null without one.
+    pub fleet: Value,
     /// Why the robot had to be stopped, if it had to.
     pub stopped: Option<String>,
     /// Other failures: of learner, recorder, metrics.

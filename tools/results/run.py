@@ -39,7 +39,7 @@ def arguments():
     add("--part-steps", type=int, default=10_000, help="online steps between two evaluations; a run stops and resumes there")
     add("--episodes", type=int, default=5, help="deterministic episodes of an evaluation")
     add("--pretrain-updates", type=int, default=100_000)
-    add("--imitate", type=int, default=0, help="first of these updates, in which the actors imitate the data")
+    add("--imitate", type=int, default=0, help="first of these updates, in which the actors imitate the data; the gantry's its script")
     add("--imitate-set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="while they imitate, after --set")
     add("--best", action="store_true", help="fine-tune the ensemble of the best evaluation, not the last one")
     add("--evaluate-every", type=int, default=10_000, help="pretraining updates between two evaluations")
@@ -98,21 +98,29 @@ def facts_of(options, start):
 
 
 def collect(options, start):
-    """Half of the steps by the task's script with noise, half by chance and without reward, in one buffer."""
+    """Half of the steps by the task's script with noise, half by chance and without reward, in one buffer; the first half
+    alone lies in FOLDER-scripted."""
     folder, facts, steps = options.work / f"data-{start}", facts_of(options, start), options.collect_steps
     if facts.exists():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    for leftover in (folder, scripted(folder)):
+        shutil.rmtree(leftover, ignore_errors=True)
     settings = [f"run.directory={folder}", "run.existing=resume", "replay.offline=", "replay.sampler=online",
                 f"replay.capacity={3 * steps}"]  # fmt: skip
     command = ["collect", "--by", "robot", "--steps", str(steps)]
     call(options, start, f"data-{start}", command, [*settings, "simulator.script=[0.05, 0.15, 0.3, 0.6]"])
     inspect = [str(options.program), "data", "inspect", str(folder), "--json"]
     found = json.loads(subprocess.run(inspect, cwd=ROOT, check=True, capture_output=True).stdout)
+    shutil.copytree(folder, scripted(folder))
     command = ["collect", "--by", "uniform", "--steps", str(2 * steps)]
     call(options, start, f"data-{start}", command, [*settings, "episode.reward=outcome", "episode.success_reward=0"])
     write(facts, {"scripted_records": found["buffer"]["records"], "scripted_success": found["return_mean"], "steps": steps})
     return folder
+
+
+def scripted(folder):
+    """The scripted half of a collected set."""
+    return folder.with_name(f"{folder.name}-scripted")
 
 
 def by_source(options, start, name, settings):
@@ -122,10 +130,10 @@ def by_source(options, start, name, settings):
     archive = zipfile.ZipFile(drawn)
     index, online = (array.array("q", split_npy(archive.read(f"{column}.npy"))[1]) for column in ("index", "source"))
     drawn.unlink()
-    scripted = read(facts_of(options, start))["scripted_records"]
+    first = read(facts_of(options, start))["scripted_records"]
     count = {"scripted": 0, "random": 0, "online": 0}
     for place, is_online in zip(index, online):
-        count["online" if is_online else "scripted" if place < scripted else "random"] += 1
+        count["online" if is_online else "scripted" if place < first else "random"] += 1
     return {source: rows / len(index) for source, rows in count.items()}
 
 
@@ -182,8 +190,10 @@ def pretrain(options, start, seed):
             *options.set,
         ]
         command = ["pretrain", "--out", str(bundle), "--report", str(report), *(["--best"] if options.best else [])]
-        if options.imitate_set and not (report.exists() and read(report)["updates"] >= options.imitate):
-            call(options, start, name, command, [*settings, f"pretrain.updates={options.imitate}", *options.imitate_set])
+        imitate = [f"replay.offline={scripted(data_of(options, start))}"] if start in GANTRY else []
+        imitate += options.imitate_set
+        if options.imitate and imitate and not (report.exists() and read(report)["updates"] >= options.imitate):
+            call(options, start, name, command, [*settings, f"pretrain.updates={options.imitate}", *imitate])
         call(options, start, name, command, [*settings, f"pretrain.updates={options.pretrain_updates}"])
     kept = {key: getattr(options, key) for key in ("best", "set", "imitate", "imitate_set")}
     write(raw, {"kind": "pretrain", "start": start, **kept, **read(report)})

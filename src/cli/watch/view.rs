@@ -46,7 +46,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
         Constraint::Length(12),
         Constraint::Min(6),
         Constraint::Length(4),
-        Constraint::Length(faults.len().clamp(1, 5) as u16),
+        Constraint::Length(faults.len().clamp(1, 6) as u16),
     ];
     let [head, tables, returns, sparks, foot] = Layout::vertical(rows).areas(frame.area());
     frame.render_widget(headline(view), head);

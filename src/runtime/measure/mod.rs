@@ -1,11 +1,12 @@
 //! Measurements on this machine: how the control loop keeps its deadlines, what a swap of policies, an image and an
-//! update of the learner cost.
+//! update of the learner cost, and what the way to a learner elsewhere does.
 //!
 //! They run the real control loop, policies of HalfCheetah's size and a real learner, with a robot in memory. They
 //! judge nothing; `fieldtune bench` prints them and compares.
 
 mod camera;
 mod cyclictest;
+mod fleet;
 mod learner;
 mod pacing;
 mod rig;
@@ -13,6 +14,7 @@ mod swaps;
 
 pub use camera::{CameraRow, measure_camera};
 pub use cyclictest::Cyclictest;
+pub use fleet::{FleetOptions, FleetRow, measure_fleet};
 pub use learner::{
     Allocations, Beside, LearnerOptions, LearnerRow, LearnerSpeed, Workload, measure_beside, measure_learner,
     record_updates,

@@ -32,8 +32,11 @@ struct Leg {
     most_steps: u32,
 }
 
-const OPEN: f64 = 1.0;
-const SHUT: f64 = -1.0;
+/// No entry is larger: at 1 the density of a squashed Gaussian has no bound, and policies that imitate the script would
+/// learn little else.
+const MOST: f64 = 0.9;
+const OPEN: f64 = MOST;
+const SHUT: f64 = -MOST;
 /// Height over everything that stands on the table.
 const ABOVE_M: f64 = 0.22;
 /// Height of the drawer handle's middle, and how far a drawer is pulled.
@@ -138,7 +141,7 @@ impl Expert {
             }
             (self.leg, self.steps, self.aim) = (self.leg + 1, 0, None);
         }
-        [0.0, 0.0, 0.0, if self.goal == Goal::PickPlace { 1.0 } else { -1.0 }]
+        [0.0, 0.0, 0.0, if self.goal == Goal::PickPlace { OPEN } else { SHUT } as f32]
     }
 
     fn present(&self) -> Option<&'static Leg> {
@@ -154,7 +157,7 @@ impl Expert {
         let mut action = [grip as f32; 4];
         for (entry, way) in action.iter_mut().zip(way) {
             let noise = self.noise * self.rng.sample::<f64, _>(StandardNormal);
-            *entry = ((way / REACH_M).clamp(-1.0, 1.0) + noise).clamp(-1.0, 1.0) as f32;
+            *entry = ((way / REACH_M).clamp(-MOST, MOST) + noise).clamp(-MOST, MOST) as f32;
         }
         action
     }
