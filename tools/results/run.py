@@ -44,6 +44,7 @@ def arguments():
     add("--best", action="store_true", help="fine-tune the ensemble of the best evaluation, not the last one")
     add("--evaluate-every", type=int, default=10_000, help="pretraining updates between two evaluations")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every part; kept in the raw files")
+    add("--finetune-set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="while fine-tuning, after --set")
     add("--program", type=Path, default=ROOT / "target/release/fieldtune")
     add("--work", type=Path, default=ROOT / "runs/results", help="bundles, replay buffers and checkpoints")
     add("--raw", type=Path, default=ROOT / "docs/results", help="folder of the raw JSON files")
@@ -238,6 +239,7 @@ def finetune(options, start, bundle, data, method, seed):
             f"run.evaluate_episodes={options.episodes}",
             *settings,
             *options.set,
+            *options.finetune_set,
         ]
         if not report.exists() or read(report)["online_transitions"] < steps:
             call(options, start, name, ["run", "--quiet", "--report", str(report)], settings_of_part)
@@ -251,7 +253,7 @@ def finetune(options, start, bundle, data, method, seed):
             point["by_source"] = by_source(options, start, name, settings_of_part)
         done["points"].append(point | {key: found[key] for key in ("offline_share", "losses", "updates_per_cpu_second")})
         done["episodes"] += [[e["at_step"], e["episode_return"]] for e in found["episodes"]]
-        done["set"] = settings + options.set
+        done["set"] = settings + options.set + options.finetune_set
         write(raw, done)
 
 
