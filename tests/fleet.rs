@@ -94,7 +94,6 @@ fn two_robots_and_a_learner_on_loopback_lose_nothing_when_one_of_each_is_killed(
             "fleet.send_every_ms=50".into(),
             "fleet.timeout_ms=500".into(),
             "run.steps=100000".into(),
-            "robot.control_hz=50".into(),
         ];
         Member::start(&arms[i], "run", &own)
     };

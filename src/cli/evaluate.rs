@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         say!("{}", serde_json::to_string(&found)?);
     } else {
         let returns = found.returns();
-        say!("mean return {:.1} over {} episodes, policy by {}", mean(&returns), returns.len(), found.engine);
+        say!("mean return {:.2} over {} episodes, policy by {}", mean(&returns), returns.len(), found.engine);
     }
     Ok(())
 }

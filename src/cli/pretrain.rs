@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
             &options.stop,
             &mut |_| {},
         )?;
-        say!("mean return {:.1} over {} episodes", mean(&found.returns()), args.evaluate);
+        say!("mean return {:.2} over {} episodes", mean(&found.returns()), args.evaluate);
     }
     Ok(complete)
 }
@@ -98,7 +98,7 @@ fn show(bar: &ProgressBar, every: u64, event: &PretrainEvent) {
             }
         }
         PretrainEvent::Evaluated(found) => bar.suspend(|| {
-            say!("update {:>7}  mean return {:.1} over {} episodes", found.updates, found.mean(), found.returns.len());
+            say!("update {:>7}  mean return {:.2} over {} episodes", found.updates, found.mean(), found.returns.len());
         }),
     }
 }

@@ -114,7 +114,7 @@ impl Observer for Progress {
             Event::Evaluated { when, returns } => {
                 let each: Vec<_> = returns.iter().map(|r| format!("{r:.0}")).collect();
                 self.say(&format!(
-                    "{when}: mean return {:.1} over {} episodes ({})",
+                    "{when}: mean return {:.2} over {} episodes ({})",
                     super::mean(returns),
                     returns.len(),
                     each.join(", ")

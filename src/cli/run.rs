@@ -77,7 +77,7 @@ fn service_manager() -> Option<ServiceManager> {
 pub(super) fn summary(r: &Report) {
     say!("{} (seed {}), policy by {}", r.robot, r.seed, r.engine);
     if let Some((before, after)) = r.improvement() {
-        say!("  return     {before:.1} before, {after:.1} after ({:+.1})", after - before);
+        say!("  return     {before:.2} before, {after:.2} after ({:+.2})", after - before);
     } else {
         say!("  return     not measured before and after");
     }
