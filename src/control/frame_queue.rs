@@ -34,11 +34,15 @@ impl FrameProducer {
 }
 
 impl FrameConsumer {
-    /// The newest frame that has come, the one of the call before when there is no newer. Real time.
-    pub fn newest(&mut self) -> Option<&Arc<Frame>> {
+    /// Takes what came, so that the queue never fills while nobody looks. Real time.
+    pub fn follow(&mut self) {
         while let Some(frame) = self.frames.dequeue() {
             self.newest = Some(frame);
         }
+    }
+
+    /// The newest frame that was taken. Real time.
+    pub fn newest(&self) -> Option<&Arc<Frame>> {
         self.newest.as_ref()
     }
 }
@@ -50,6 +54,7 @@ mod tests {
     #[test]
     fn the_newest_is_kept_and_a_full_queue_refuses() {
         let (mut producer, mut consumer) = frame_queue();
+        consumer.follow();
         assert!(consumer.newest().is_none());
         let frame = |sequence| Arc::new(Frame { sequence, ..Frame::default() });
         for sequence in 1..SLOTS as u64 {
@@ -57,9 +62,11 @@ mod tests {
         }
         assert!(!producer.push(frame(99)));
         for _ in 0..2 {
+            consumer.follow();
             assert_eq!(consumer.newest().map(|frame| frame.sequence), Some(SLOTS as u64 - 1));
         }
         assert!(producer.push(frame(100)));
+        consumer.follow();
         assert_eq!(consumer.newest().map(|frame| frame.sequence), Some(100));
     }
 }

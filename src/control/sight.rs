@@ -32,7 +32,6 @@ pub struct Sight {
     frames: FrameConsumer,
     camera: Arc<CameraCounters>,
     pace: Pace,
-    newest: Option<Arc<Frame>>,
     /// Sequence of the frame of the observation before.
     used: Option<u64>,
     /// Ticks in a row without an image to act on.
@@ -42,7 +41,7 @@ pub struct Sight {
 impl Sight {
     /// Nothing was seen yet. `camera` says whether its image stands still although it counts on.
     pub fn new(frames: FrameConsumer, camera: Arc<CameraCounters>, pace: Pace) -> Self {
-        Self { frames, camera, pace, newest: None, used: None, blind: 0 }
+        Self { frames, camera, pace, used: None, blind: 0 }
     }
 
     /// Waits for the first image; whether one came. Not real time.
@@ -59,7 +58,7 @@ impl Sight {
         let fits = match self.pace {
             Pace::Newest(oldest) => {
                 self.follow();
-                self.newest.as_ref().is_some_and(|frame| now.since(capture(frame)) <= oldest)
+                self.frame().is_some_and(|frame| now.since(capture(frame)) <= oldest)
             }
             Pace::WithRun(patience) => self.wait(patience, |frame| is_next(frame) && capture(frame) >= now),
             Pace::WithRobot(patience) => self.wait(patience, |frame| {
@@ -68,7 +67,7 @@ impl Sight {
                 is_next(frame) && later.wrapping_sub(robot_us) as i32 >= 0
             }),
         };
-        self.used = self.newest.as_ref().map(|frame| frame.sequence);
+        self.used = self.frame().map(|frame| frame.sequence);
         self.blind = if fits && self.camera.frozen.load(Relaxed) == 0 { 0 } else { self.blind.saturating_add(1) };
     }
 
@@ -79,20 +78,18 @@ impl Sight {
 
     /// The newest frame.
     pub fn frame(&self) -> Option<&Arc<Frame>> {
-        self.newest.as_ref()
+        self.frames.newest()
     }
 
     /// How long ago the frame was taken; `None` in lockstep, where its stamp is not the run's clock.
     pub fn age(&self, now: Stamp) -> Option<Duration> {
-        let frame = self.newest.as_ref().filter(|_| matches!(self.pace, Pace::Newest(_)))?;
+        let frame = self.frame().filter(|_| matches!(self.pace, Pace::Newest(_)))?;
         Some(now.since(capture(frame)))
     }
 
     /// Takes what came, so that the queue never fills while nobody looks. Real time.
     pub fn follow(&mut self) {
-        if let Some(frame) = self.frames.newest() {
-            self.newest = Some(Arc::clone(frame));
-        }
+        self.frames.follow();
     }
 
     fn wait(&mut self, patience: Duration, fits: impl Fn(&Frame) -> bool) -> bool {
@@ -100,7 +97,7 @@ impl Sight {
         let until = monotonic().plus(patience);
         loop {
             self.follow();
-            if self.newest.as_ref().is_some_and(|frame| fits(frame)) {
+            if self.frame().is_some_and(|frame| fits(frame)) {
                 return true;
             }
             if monotonic() >= until {

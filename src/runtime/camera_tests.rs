@@ -61,6 +61,7 @@ impl Stage {
     }
 
     fn frame(&mut self) -> Arc<Frame> {
+        self.frames.follow();
         Arc::clone(self.frames.newest().unwrap())
     }
 }

@@ -32,8 +32,8 @@ struct Leg {
     most_steps: u32,
 }
 
-/// No entry is larger: at 1 the density of a squashed Gaussian has no bound, and policies that imitate the script would
-/// learn little else.
+/// No entry is larger: at 1 the density of a squashed Gaussian has no bound, which an imitation may follow rather than
+/// the task.
 const MOST: f64 = 0.9;
 const OPEN: f64 = MOST;
 const SHUT: f64 = -MOST;
