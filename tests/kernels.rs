@@ -8,18 +8,18 @@ mod learner_problem;
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fieldtune::clock;
 use fieldtune::config::{
-    ActorBatch, DeviceKind, LayerNorm, LearnerConfig, OutputActivation, SamplerKind, Start, TargetKind,
+    DeviceKind, LearnerConfig, OutputActivation, PretrainConfig, SamplerKind, TargetKind, TrunkKind,
 };
-use fieldtune::kernels::{self, Order, on_host};
-use fieldtune::learner::{Dims, Learner, UpdateMetrics, stream};
-use fieldtune::nn::{Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, polyak, tanh_gaussian};
-use fieldtune::replay::{Layout, Store};
+use fieldtune::kernels::{self, Order, Staging, on_host};
+use fieldtune::learner::pretrain::Pretrainer;
+use fieldtune::learner::{Learner, UpdateMetrics, random_store, stream};
+use fieldtune::nn::{Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, tanh_gaussian};
+use fieldtune::replay::Replay;
 use fieldtune::rl::actor::{self, ActorOperator};
 use fieldtune::rl::critic::{self, EntropyTerm, TargetOperator};
 use fieldtune::rl::density_ratio;
-use fieldtune::spaces::StepRecord;
+use fieldtune::spaces::FrameShape;
 use learner_problem::{DIMS, ensemble, learner_config, random_bandit, replay, replay_config};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -95,7 +95,8 @@ fn run(inputs: &[Tensor], like: (DType, &Device), work: &dyn Fn(&[Tensor]) -> Re
     found
 }
 
-/// `work` through the kernels against `work` in double precision without them; a GPU may be ten times as far off.
+/// `work` through the kernels against `work` in double precision without them; a GPU may be ten times as far off,
+/// by 1e-4 at most.
 fn agree(name: &str, inputs: &[Tensor], tolerance: f64, work: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
     let want = run(inputs, (DType::F64, &Device::Cpu), work);
     let before = kernels::launches();
@@ -105,7 +106,7 @@ fn agree(name: &str, inputs: &[Tensor], tolerance: f64, work: &dyn Fn(&[Tensor])
         assert_eq!(up, down, "{name} depends on the order");
     }
     for (place, got) in got.iter().enumerate() {
-        let tolerance = if place < 2 { tolerance } else { 10.0 * tolerance };
+        let tolerance = if place < 2 { tolerance } else { (10.0 * tolerance).min(1e-4) };
         near(name, got, &want, tolerance);
     }
 }
@@ -248,52 +249,34 @@ fn samples_of_the_ensemble_policy() {
     });
 }
 
+/// Steps with and without a target that follows; both leave the same parameters.
 #[test]
 fn steps_of_adam_and_of_the_targets() {
     let rng = &mut rng("adam");
     for n in SIZES {
         let (start, gradient) = (draw(rng, &[n], -1.0..1.0), draw(rng, &[n], -1.0..1.0));
-        let steps = |device: &Device| -> Numbers {
-            let var = Var::from_tensor(&start.to_device(device).unwrap().copy().unwrap()).unwrap();
-            let gradient = gradient.to_device(device).unwrap();
+        let steps = |device: &Device, followed: bool| -> Numbers {
+            let new = || Var::from_tensor(&start.to_device(device).unwrap().copy().unwrap()).unwrap();
+            let (var, target, gradient) = (new(), new(), gradient.to_device(device).unwrap());
             let mut adam = Adam::new(vec![var.clone()], AdamSettings::default()).unwrap();
             for _ in 0..3 {
-                adam.step(&(var.as_tensor() * &gradient).unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
+                let gradients = (var.as_tensor() * &gradient).unwrap().sum_all().unwrap().backward().unwrap();
+                if followed {
+                    adam.step_followed(&gradients, std::slice::from_ref(&target), 0.25).unwrap();
+                } else {
+                    adam.step(&gradients).unwrap();
+                }
             }
             let state = adam.state().unwrap();
             let double = |v: &Vec<f32>| v.iter().map(|v| f64::from(*v)).collect();
-            vec![numbers(&var), double(&state.m[0]), double(&state.v[0])]
+            vec![numbers(&var), double(&state.m[0]), double(&state.v[0]), numbers(&target)]
         };
-        let want = steps(&Device::Cpu);
-        for got in everywhere(&steps) {
-            near("adam", &got, &want, 1e-6);
-        }
-        // The step and the target's in one kernel, against one after the other.
-        let step = kernels::AdamStep {
-            beta1: 0.9,
-            take1: 0.1,
-            beta2: 0.99,
-            take2: 0.01,
-            rate: 1e-2,
-            root_scale: 1.5,
-            eps: 1e-8,
-        };
-        let pairs = everywhere(&|device| {
-            [true, false].map(|fused| -> Numbers {
-                let start = start.to_device(device).unwrap();
-                let [p, m, v, t] = [(); 4].map(|()| Var::from_tensor(&start.copy().unwrap()).unwrap());
-                v.set(&v.sqr().unwrap()).unwrap();
-                let gradient = gradient.to_device(device).unwrap();
-                kernels::adam_polyak(&p, &m, &v, &gradient, fused.then_some((&t, 0.25)), step).unwrap();
-                if !fused {
-                    kernels::polyak(&t, &p, 0.25).unwrap();
-                }
-                vec![numbers(&p), numbers(&m), numbers(&v), numbers(&t)]
-            })
-        });
-        for [one, two] in pairs {
-            assert_eq!(one, two);
-            assert!(one[3].iter().zip(numbers(&start)).any(|(t, s)| (t - s).abs() > 1e-4));
+        let want = steps(&Device::Cpu, true);
+        assert!(want[3].iter().zip(numbers(&start)).any(|(t, s)| (t - s).abs() > 1e-5));
+        for [followed, alone] in everywhere(&|device| [true, false].map(|followed| steps(device, followed))) {
+            near("adam", &followed, &want, 1e-6);
+            assert_eq!(followed[..3], alone[..3]);
+            assert_eq!(alone[3], numbers(&start));
         }
     }
 }
@@ -372,28 +355,51 @@ fn stacks_of_networks() {
             }
         }
     }
-    let mut new = || Stack::random(2, &[3, 5, 1], Init::default(), rng, &Device::Cpu).unwrap().to_weights().unwrap();
-    let (target, online) = (new(), new());
-    let follow = |device: &Device| {
-        let [target, online] = [&target, &online].map(|weights| Stack::from_weights(weights, device).unwrap());
-        polyak(&target, &online, 0.1).unwrap();
-        vec![numbers(&target.vars()[0])]
-    };
-    let want = follow(&Device::Cpu);
-    for got in everywhere(&follow) {
-        near("polyak", &got, &want, 1e-6);
-    }
 }
 
 /// Weights and metrics after three updates.
-fn updates(config: &LearnerConfig, weights: &EnsembleWeights, device: &Device) -> (EnsembleWeights, UpdateMetrics) {
-    let (offline, online) = (random_bandit(20, 300), random_bandit(21, 100));
-    let replay = replay(Some(offline), online, SamplerKind::Balanced);
-    let device = if device.is_cpu() { DeviceKind::Cpu } else { DeviceKind::Cuda };
-    let config = LearnerConfig { device, ..config.clone() };
-    let mut learner = Learner::new(weights, DIMS, &config, &replay_config(SamplerKind::Balanced), 5).unwrap();
-    let metrics = (0..3).map(|_| learner.update(&replay).unwrap()).last().unwrap();
+fn updates(mut learner: Learner, replay: &Mutex<Replay>) -> (EnsembleWeights, UpdateMetrics) {
+    let metrics = (0..3).map(|_| learner.update(replay).unwrap()).last().unwrap();
     (learner.weights().unwrap(), metrics)
+}
+
+fn on(device: &Device, config: &LearnerConfig) -> LearnerConfig {
+    LearnerConfig { device: if device.is_cpu() { DeviceKind::Cpu } else { DeviceKind::Cuda }, ..config.clone() }
+}
+
+/// Whether the kernels make the updates that the processor makes.
+fn same_updates(run: &dyn Fn(&Device) -> (EnsembleWeights, UpdateMetrics)) {
+    let (want, metrics) = run(&Device::Cpu);
+    let before = kernels::launches();
+    let all = everywhere(run);
+    eprintln!("{} launches per update", (kernels::launches() - before) / (3 * all.len() as u64).max(1));
+    for (got, other) in all {
+        let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * b.abs().max(1e-2);
+        assert!(near(other.critic_loss, metrics.critic_loss), "{other:?} instead of {metrics:?}");
+        assert!(near(other.actor_loss, metrics.actor_loss), "{other:?} instead of {metrics:?}");
+        let density = [other, metrics].map(|m| m.density.unwrap().loss);
+        assert!(near(density[0], density[1]), "{density:?}");
+        for (got, want) in parameters(&got).iter().zip(parameters(&want)) {
+            let pairs = got.iter().zip(want);
+            // Three steps of Adam at 3e-3: a gradient near 0 may turn its sign.
+            assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 2e-3), "too far");
+            let off = pairs.filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
+            assert!(off * 100 <= got.len(), "{off} of {} parameters differ", got.len());
+        }
+    }
+}
+
+/// Of actors, critics, targets and the actors' encoders, an array each.
+fn parameters(weights: &EnsembleWeights) -> Vec<Vec<f32>> {
+    let targets = weights.targets.as_ref().unwrap();
+    let stacks = [&weights.actor.stack, &weights.critic1, &weights.critic2, &targets.0, &targets.1];
+    let layers = stacks.into_iter().flat_map(|stack| &stack.layers);
+    let encoders = weights.actor.eyes.iter().flat_map(|eyes| &eyes.encoders);
+    let seen = encoders.flat_map(|e| {
+        let convolutions = e.convolutions.iter().map(|c| [&c.weight[..], &c.bias].concat());
+        convolutions.chain([[&e.dense_weight[..], &e.dense_bias].concat()])
+    });
+    layers.map(|layer| [&layer.weight[..], &layer.bias].concat()).chain(seen).collect()
 }
 
 #[test]
@@ -407,88 +413,57 @@ fn a_whole_update_is_that_of_the_processor() {
         entropy_backup: false,
         ..small.clone()
     };
-    for config in [small, redq] {
+    let anchored = LearnerConfig { anchor_weight: 0.5, ..small.clone() };
+    for config in [small, redq, anchored] {
         let weights = ensemble(3, DIMS, &[24, 24], 1);
-        let (want, metrics) = updates(&config, &weights, &Device::Cpu);
-        let before = kernels::launches();
-        let all = everywhere(&|device| updates(&config, &weights, device));
-        eprintln!("{} launches per update", (kernels::launches() - before) / (3 * all.len() as u64).max(1));
-        for (got, other) in all {
-            let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * b.abs().max(1e-2);
-            assert!(near(other.critic_loss, metrics.critic_loss), "{other:?} instead of {metrics:?}");
-            assert!(near(other.actor_loss, metrics.actor_loss), "{other:?} instead of {metrics:?}");
-            let density = [other, metrics].map(|m| m.density.unwrap().loss);
-            assert!(near(density[0], density[1]), "{density:?}");
-            let stacks = |w: &EnsembleWeights| [w.actor.stack.clone(), w.critic1.clone(), w.targets.clone().unwrap().1];
-            for (got, want) in stacks(&got).iter().zip(&stacks(&want)) {
-                for (got, want) in got.layers.iter().zip(&want.layers) {
-                    let pairs = got.weight.iter().zip(&want.weight).chain(got.bias.iter().zip(&want.bias));
-                    // Three steps of Adam at 3e-3: a gradient near 0 may turn its sign.
-                    assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 2e-3), "too far");
-                    let off = pairs.clone().filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
-                    assert!(off * 100 <= pairs.count(), "{off} parameters differ");
-                }
-            }
-        }
+        same_updates(&|device| {
+            let replay = replay(Some(random_bandit(20, 300)), random_bandit(21, 100), SamplerKind::Balanced);
+            let settings = replay_config(SamplerKind::Balanced);
+            updates(Learner::new(&weights, DIMS, &on(device, &config), &settings, 5).unwrap(), &replay)
+        });
     }
 }
 
-/// Milliseconds and launches of an update of the two published methods, by device; for tools/gpu-check.
 #[test]
-#[ignore = "long: a measurement; cargo test --release --test kernels speed -- --ignored --nocapture"]
-fn speed_of_an_update() {
-    const DIMS: Dims = Dims { observation: 17, action: 6 };
-    let store = |seed| {
-        let layout = Layout { observation_dim: 17, action_dim: 6, schema_hash: 0 };
-        let mut store = Store::in_memory(layout, 20_000).unwrap();
-        let rng = &mut rng(seed);
-        for step in 0..10_000 {
-            let mut record = StepRecord { episode: step / 1000, step: step % 1000, ..StepRecord::default() };
-            record.observation.extend((0..17).map(|_| rng.random_range(-1.0..1.0f32)));
-            record.action.extend((0..6).map(|_| rng.random_range(-1.0..1.0f32)));
-            store.append(&record).unwrap();
-        }
-        store
-    };
-    let off2onrl = LearnerConfig { density_hidden: vec![256, 256], ..LearnerConfig::default() };
-    let wsrl = LearnerConfig {
-        critic_steps: 4,
-        actors: 1,
-        start: Start::Scratch,
-        layer_norm: LayerNorm::On,
-        target_operator: TargetKind::Redq,
-        redq_subset: 2,
-        entropy_backup: false,
-        actor_batch: ActorBatch::All,
-        actor_operator: ActorOperator::Min,
-        order: fieldtune::config::Order::CriticsFirst,
-        ..LearnerConfig::default()
-    };
-    for (name, config, sampler) in [("off2onrl", off2onrl, SamplerKind::Balanced), ("wsrl", wsrl, SamplerKind::Uniform)]
-    {
-        let weights = ensemble(5, DIMS, &[256, 256], 1);
-        for device in [DeviceKind::Cpu, DeviceKind::Cuda] {
-            if device == DeviceKind::Cuda && gpu().is_none() {
-                continue;
-            }
-            let config = LearnerConfig { device, ..config.clone() };
-            let replay = replay(Some(store("speed offline")), store("speed online"), sampler);
-            let mut learner = Learner::new(&weights, DIMS, &config, &replay_config(sampler), 5).unwrap();
-            (0..20).for_each(|_| _ = learner.update(&replay).unwrap());
-            let launches = kernels::launches();
-            let mut times: Vec<f64> = (0..200)
-                .map(|_| {
-                    let start = clock::monotonic();
-                    learner.update(&replay).unwrap();
-                    clock::monotonic().since(start).as_secs_f64() * 1e3
-                })
-                .collect();
-            times.sort_by(f64::total_cmp);
-            let launches = (kernels::launches() - launches) / 200;
-            eprintln!(
-                "{name} on {device:?}: {:.3} ms (median), {:.3} ms (p99), {launches} launches",
-                times[100], times[198]
-            );
-        }
+fn a_whole_update_from_images_is_that_of_the_processor() {
+    const FRAME: FrameShape = FrameShape { width: 12, height: 10, channels: 3 };
+    for trunk in [TrunkKind::Shared, TrunkKind::Separate] {
+        let config = LearnerConfig {
+            trunk,
+            trunk_channels: vec![4, 3],
+            trunk_features: 9,
+            shift_pixels: 2,
+            batch_size: 8,
+            ..learner_config()
+        };
+        let sizes = PretrainConfig { ensemble_size: 2, hidden: vec![16], ..PretrainConfig::default() };
+        let weights = Pretrainer::seeing(Some(FRAME), DIMS, &sizes, &config, 1).unwrap().weights().unwrap();
+        same_updates(&|device| {
+            let store = |seed| random_store(DIMS, Some(FRAME), 60, seed).unwrap();
+            let replay = replay(Some(store(1)), store(2), SamplerKind::Balanced);
+            let settings = replay_config(SamplerKind::Balanced);
+            updates(Learner::new(&weights, DIMS, &on(device, &config), &settings, 5).unwrap(), &replay)
+        });
     }
+}
+
+/// One slot carries several minibatches to a GPU before the first has arrived.
+#[test]
+fn minibatches_on_their_way_are_not_overwritten() {
+    const LEN: usize = 1 << 20;
+    let found = everywhere(&|device| {
+        let mut staging = Staging::default();
+        let mut sent: Vec<[Tensor; 3]> = Vec::new();
+        for i in 0..12u8 {
+            let (numbers, bytes) = (vec![f32::from(i); LEN], vec![i; LEN]);
+            let [first, second] = staging.upload([(&numbers, &[2, LEN / 2]), (&[0.5; 3], &[3])], device).unwrap();
+            let [third] = staging.upload_bytes([(&bytes, &[LEN])], device).unwrap();
+            sent.push([first, second, third]);
+        }
+        sent.iter().enumerate().all(|(i, [first, second, third])| {
+            let all = |t: &Tensor, value: f64| numbers(t).iter().all(|v| *v == value);
+            all(first, i as f64) && all(second, 0.5) && all(third, i as f64) && first.dims() == [2, LEN / 2]
+        })
+    });
+    assert!(found.iter().all(|whole| *whole));
 }

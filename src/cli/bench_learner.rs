@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Threads of the kernels; may be repeated.
     #[arg(long, default_values_t = [1, 2], value_name = "N")]
     threads: Vec<usize>,
+    /// On the GPU; needs a build with the cuda feature.
+    #[arg(long, conflicts_with_all = ["threads", "beside_loop", "record"])]
+    cuda: bool,
     /// Only these updates; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Which>,
@@ -136,21 +139,27 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         [] => Workload::ALL.to_vec(),
         only => only.iter().map(|which| Workload::from(*which)).collect(),
     };
-    let options = LearnerOptions { workloads, threads: args.threads.clone(), seconds: args.seconds };
+    let options = LearnerOptions { workloads, threads: args.threads.clone(), cuda: args.cuda, seconds: args.seconds };
     let speed = measure_learner(&options, Some(allocated))?;
     if args.json {
         say!("{}", serde_json::to_string(&speed)?);
     } else {
-        print(&speed);
+        print(&speed, args.cuda);
     }
     Ok(())
 }
 
-fn print(speed: &LearnerSpeed) {
-    say!("matrix product, one thread: {:.0} GFLOP/s of processor time", speed.gemm_peak_gflops);
+fn print(speed: &LearnerSpeed, cuda: bool) {
+    let peak = speed.gemm_peak_gflops;
+    if cuda {
+        say!("matrix product of cuBLAS: {peak:.0} GFLOP/s");
+    } else {
+        say!("matrix product, one thread: {peak:.0} GFLOP/s of processor time");
+    }
     for row in &speed.rows {
-        let LearnerRow { workload, threads, updates, cpu_ms, wall_ms, .. } = row;
-        say!("\n{workload:?}, {threads} threads, {updates} updates (medians)");
+        let LearnerRow { workload, threads, updates, cpu_ms, wall_ms, launches, .. } = row;
+        let place = if cuda { format!("on the GPU, {launches:.0} launches") } else { format!("{threads} threads") };
+        say!("\n{workload:?}, {place}, {updates} updates (medians)");
         say!(
             "  {cpu_ms:.2} ms of processor time, {wall_ms:.2} ms by the clock: {:.1} updates per second of processor time, {:.1} by the clock",
             row.updates_per_cpu_second,

@@ -4,9 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::case::Case;
 use super::{GoldenError, Result};
-use crate::nn::{
-    Adam, AdamSettings, ConvEncoder, ConvEncoderWeights, ConvWeights, LayerWeights, Stack, StackWeights, polyak,
-};
+use crate::nn::{Adam, AdamSettings, ConvEncoder, ConvEncoderWeights, ConvWeights, LayerWeights, Stack, StackWeights};
 use crate::rl::density_ratio::{self, OutputActivation};
 
 pub(super) fn density_ratio(case: &mut Case) -> Result<()> {
@@ -59,8 +57,8 @@ pub(super) fn adam_polyak(case: &mut Case) -> Result<()> {
         let gradients = case.input(&format!("gradient.{name}"))?;
         for step in 0..gradients.dim(0)? {
             let gradient = gradients.get(step)?.flatten_all()?;
-            adam.step(&linear_loss(&online, &gradient)?.backward()?)?;
-            polyak(&target, &online, case.number("tau")?)?;
+            let gradients = linear_loss(&online, &gradient)?.backward()?;
+            adam.step_followed(&gradients, &target.vars(), case.number("tau")?)?;
             let state = adam.state()?;
             let now = [numbers(&online)?, state.m[0].clone(), state.v[0].clone(), numbers(&target)?];
             for (all, now) in rows.iter_mut().zip(now) {

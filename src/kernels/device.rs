@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys::cublasOperation_t};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg,
+    self, CudaFunction, CudaModule, CudaSlice, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, bail};
@@ -163,6 +163,32 @@ pub(super) fn open() -> Result<Device> {
         // SAFETY: everything on this device goes to its one stream in the order of the calls (see the module's head),
         // so there is nothing that events between streams could order.
         unsafe { cuda.disable_event_tracking() };
+        if let Err(error) = keep_freed(cuda) {
+            log::warn!("updates on this GPU ask the driver for memory again and again: {error}");
+        }
     }
     Ok(device)
+}
+
+/// Lets freed memory wait for its next use. As a driver starts, none does: whenever an update reads its numbers, all of
+/// it goes back, and the next update asks for it again.
+fn keep_freed(device: &CudaDevice) -> Result<()> {
+    let (pool, mut bytes) = (pool(device)?, u64::MAX);
+    let attribute = driver::sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is that of an open device; the attribute is a number of 64 bits, read during the call.
+    unsafe { driver::result::mem_pool::set_attribute(pool, attribute, (&raw mut bytes).cast()) }.w()
+}
+
+/// Gives the memory back that waits for its next use.
+pub(super) fn release(device: &CudaDevice) -> Result<()> {
+    device.cuda_stream().synchronize().w()?;
+    // SAFETY: the pool is that of an open device.
+    unsafe { driver::result::mem_pool::trim_to(pool(device)?, 0) }.w()
+}
+
+/// Where the device's memory comes from.
+fn pool(device: &CudaDevice) -> Result<driver::sys::CUmemoryPool> {
+    let stream = device.cuda_stream();
+    // SAFETY: the device is open.
+    unsafe { driver::result::device::get_default_mem_pool(stream.context().cu_device()) }.w()
 }

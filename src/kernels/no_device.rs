@@ -15,8 +15,8 @@ pub enum NoDevice {
     /// The driver is older than the toolkit of the build.
     #[error("the CUDA driver is older than this build: update the driver, or build with the toolkit it belongs to")]
     OldDriver,
-    /// Not even a context fits.
-    #[error("the GPU has no memory left: stop what else uses it")]
+    /// What was asked for does not fit.
+    #[error("the GPU has no memory left: end what else uses it, or lower learner.batch_size or learner.members")]
     Memory,
     /// There is code for other GPUs only.
     #[error(
@@ -26,6 +26,12 @@ pub enum NoDevice {
     /// Something else.
     #[error("the GPU cannot be used: {0}")]
     Other(candle_core::Error),
+}
+
+/// Whether the device refused memory.
+pub fn out_of_memory(error: &candle_core::Error) -> bool {
+    let text = error.to_string();
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|word| text.contains(word))
 }
 
 impl From<candle_core::Error> for NoDevice {
@@ -42,7 +48,7 @@ impl From<candle_core::Error> for NoDevice {
             "INSUFFICIENT_DRIVER",
         ]) {
             Self::OldDriver
-        } else if says(&["CUDA_ERROR_OUT_OF_MEMORY", "ALLOC_FAILED"]) {
+        } else if out_of_memory(&source) {
             Self::Memory
         } else if says(&["CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_PTX"]) {
             Self::Architecture
@@ -66,4 +72,40 @@ pub fn open() -> Result<Device, NoDevice> {
     }
     #[cfg(not(feature = "cuda"))]
     Err(NoDevice::NotBuilt)
+}
+
+/// Gives back what freed tensors left on a GPU for their successors; nothing on the processor. A driver that refuses
+/// keeps it until the process ends.
+pub fn release(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(gpu) = device
+        && let Err(error) = super::device::release(gpu)
+    {
+        log::warn!("memory of the GPU stays reserved: {error}");
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the driver's answers come through cudarc and candle.
+    #[test]
+    fn answers_of_the_driver_become_words() {
+        let of = |answer: &str| NoDevice::from(candle_core::Error::Msg(format!("DriverError({answer}, \"...\")")));
+        let table = [
+            ("CUDA_ERROR_NO_DEVICE", "sees no GPU"),
+            ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "older than this build"),
+            ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "older than this build"),
+            ("CUDA_ERROR_OUT_OF_MEMORY", "no memory left"),
+            ("CUBLAS_STATUS_ALLOC_FAILED", "no memory left"),
+            ("CUDA_ERROR_NO_BINARY_FOR_GPU", "no code for this GPU"),
+            ("CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_FAILED"),
+        ];
+        for (answer, words) in table {
+            assert!(of(answer).to_string().contains(words), "{answer}: {}", of(answer));
+        }
+    }
 }

@@ -79,19 +79,6 @@ pub fn adam_polyak(
     })
 }
 
-/// `target = (1 - tau) target + tau online`.
-///
-/// # Errors
-/// When shapes differ.
-pub fn polyak(target: &Var, online: &Tensor, tau: f64) -> Result<()> {
-    if target.dims() != online.dims() {
-        bail!("target network has shape {:?}, online network {:?}", target.dims(), online.dims());
-    }
-    let (queue, n) = (Queue::of(target.device())?, target.elem_count());
-    let online = online.contiguous()?;
-    edit(target, |t| launch!(queue, "polyak", Grid::Elements(n), t, &online, n, 1.0 - tau, tau))
-}
-
 /// Opens a variable for writing and tells `work` where it starts.
 fn edit(var: &Var, work: impl FnOnce(u64) -> Result<()>) -> Result<()> {
     var.inplace_op1(&Edit(RefCell::new(Some(work))))

@@ -1,14 +1,16 @@
 //! The way of a minibatch to the device.
-#![allow(unsafe_code, reason = "page-locked memory comes uninitialised")]
+#![cfg_attr(feature = "cuda", allow(unsafe_code, reason = "page-locked memory comes uninitialised"))]
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, WithDType};
 
-/// A reused slot of page-locked memory, so that the columns of a minibatch reach a GPU in one copy that the processor
+/// Reused slots of page-locked memory, so that the columns of a minibatch reach a GPU in one copy that the processor
 /// does not wait for. Without a GPU it is nothing.
 #[derive(Default)]
 pub struct Staging {
     #[cfg(feature = "cuda")]
-    slot: Option<candle_core::cuda_backend::cudarc::driver::PinnedHostSlice<f32>>,
+    numbers: Option<slot::Slot<f32>>,
+    #[cfg(feature = "cuda")]
+    bytes: Option<slot::Slot<u8>>,
 }
 
 impl Staging {
@@ -19,43 +21,30 @@ impl Staging {
     pub fn upload<const N: usize>(&mut self, columns: [(&[f32], &[usize]); N], device: &Device) -> Result<[Tensor; N]> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(gpu) = device {
-            let all = self.send(&columns.map(|(numbers, _)| numbers), gpu)?;
-            let mut start = 0;
-            return transpose(columns.map(|(numbers, shape)| {
-                let view = all.narrow(0, start, numbers.len())?.reshape(shape);
-                start += numbers.len();
-                view
-            }));
+            return slot::send(&mut self.numbers, columns, gpu);
         }
-        transpose(columns.map(|(numbers, shape)| Tensor::from_slice(numbers, shape, device)))
+        each(columns, device)
     }
 
-    /// All columns one after the other in memory of the GPU.
-    #[cfg(feature = "cuda")]
-    fn send(&mut self, columns: &[&[f32]], gpu: &candle_core::CudaDevice) -> Result<Tensor> {
-        use candle_core::cuda_backend::WrapErr;
-        use candle_core::op::BackpropOp;
-        use candle_core::{CudaStorage, Storage};
-
-        let len = columns.iter().map(|column| column.len()).sum();
-        if self.slot.as_ref().is_none_or(|slot| slot.len() != len) {
-            // Cached on the processor, unlike cudarc's default. SAFETY: written before anything reads it, below.
-            self.slot = Some(unsafe { gpu.cuda_stream().context().alloc_pinned_with_flags(len, 0) }.w()?);
+    /// [`Staging::upload`] of bytes, with a slot of their own.
+    ///
+    /// # Errors
+    /// As [`Staging::upload`].
+    pub fn upload_bytes<const N: usize>(
+        &mut self,
+        columns: [(&[u8], &[usize]); N],
+        device: &Device,
+    ) -> Result<[Tensor; N]> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = device {
+            return slot::send(&mut self.bytes, columns, gpu);
         }
-        let Some(slot) = &mut self.slot else { candle_core::bail!("no page-locked memory") };
-        // Waits until the copy before this one has left the slot.
-        let mut rest = slot.as_mut_slice().w()?;
-        for column in columns {
-            let (part, tail) = rest.split_at_mut(column.len());
-            part.copy_from_slice(column);
-            rest = tail;
-        }
-        // SAFETY: the copy fills all of it before anything on the same stream reads it.
-        let mut buffer = unsafe { gpu.alloc::<f32>(len)? };
-        gpu.memcpy_htod(slot, &mut buffer)?;
-        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(buffer, gpu.clone()));
-        Ok(Tensor::from_storage(storage, len, BackpropOp::none(), false))
+        each(columns, device)
     }
+}
+
+fn each<T: WithDType, const N: usize>(columns: [(&[T], &[usize]); N], device: &Device) -> Result<[Tensor; N]> {
+    transpose(columns.map(|(column, shape)| Tensor::from_slice(column, shape, device)))
 }
 
 /// All or the first error.
@@ -64,5 +53,62 @@ fn transpose<const N: usize>(tensors: [Result<Tensor>; N]) -> Result<[Tensor; N]
     match <[Tensor; N]>::try_from(all) {
         Ok(tensors) => Ok(tensors),
         Err(all) => candle_core::bail!("{} columns instead of {N}", all.len()),
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod slot {
+    use candle_core::cuda_backend::cudarc::driver::{
+        CudaEvent, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, sys::CUevent_flags,
+    };
+    use candle_core::cuda_backend::{CudaDType, WrapErr};
+    use candle_core::op::BackpropOp;
+    use candle_core::{CudaDevice, CudaStorage, Result, Storage, Tensor, bail};
+
+    pub(super) struct Slot<T> {
+        memory: PinnedHostSlice<T>,
+        /// Recorded behind every copy. cudarc's own event of the memory is not, for event tracking is off.
+        left: CudaEvent,
+    }
+
+    /// All columns one after the other in memory of the GPU.
+    pub(super) fn send<T, const N: usize>(
+        slot: &mut Option<Slot<T>>,
+        columns: [(&[T], &[usize]); N],
+        gpu: &CudaDevice,
+    ) -> Result<[Tensor; N]>
+    where
+        T: CudaDType + DeviceRepr + ValidAsZeroBits + Copy + 'static,
+    {
+        let (len, stream) = (columns.iter().map(|(column, _)| column.len()).sum(), gpu.cuda_stream());
+        if let Some(slot) = slot {
+            // Until the copy before this one has left the slot.
+            slot.left.synchronize().w()?;
+        }
+        if slot.as_ref().is_none_or(|slot| slot.memory.len() != len) {
+            let context = stream.context();
+            // Cached on the processor, unlike cudarc's default. SAFETY: written before anything reads it, below.
+            let memory = unsafe { context.alloc_pinned_with_flags(len, 0) }.w()?;
+            let left = context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
+            *slot = Some(Slot { memory, left });
+        }
+        let Some(Slot { memory, left }) = slot else { bail!("no page-locked memory") };
+        let mut rest = memory.as_mut_slice().w()?;
+        for (column, _) in columns {
+            let (part, tail) = rest.split_at_mut(column.len());
+            part.copy_from_slice(column);
+            rest = tail;
+        }
+        // SAFETY: the copy fills all of it before anything on the same stream reads it.
+        let mut buffer = unsafe { gpu.alloc::<T>(len)? };
+        gpu.memcpy_htod(memory, &mut buffer)?;
+        left.record(&stream).w()?;
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(buffer, gpu.clone()));
+        let (all, mut start) = (Tensor::from_storage(storage, len, BackpropOp::none(), false), 0);
+        super::transpose(columns.map(|(column, shape)| {
+            let view = all.narrow(0, start, column.len())?.reshape(shape);
+            start += column.len();
+            view
+        }))
     }
 }

@@ -28,7 +28,6 @@ pub fn warm_up(device: &Device) -> Result<()> {
     super::normalise_images(&Tensor::zeros((1, 2, 2, 1), DType::U8, device)?, None)?;
     let step = AdamStep { beta1: 0.5, take1: 0.5, beta2: 0.5, take2: 0.5, rate: 0.1, root_scale: 1.0, eps: 1.0 };
     super::adam_polyak(&a, &b, &c, &ones(&[2, 3])?, Some((&d, 0.5)), step)?;
-    super::polyak(&a, &ones(&[2, 3])?, 0.5)?;
     stack(device)?;
     device.synchronize()
 }

@@ -1,4 +1,6 @@
-//! Where the learner works: on the processor or on a GPU, whichever makes an update in less time.
+//! Where the learner works: on the processor or on a GPU, whichever makes an update in less time. Whole updates at the
+//! sizes of the run, so that what a GPU cannot do is known, and what its driver compiles or loads at the first use of an
+//! operation is there, before a robot moves.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use super::streams::stream;
 use super::update::Learner;
 use crate::clock;
 use crate::config::{DeviceKind, LearnerConfig, ReplayConfig};
+use crate::kernels;
 use crate::nn::EnsembleWeights;
 use crate::replay::{Layout, Replay, ReplayError, Seen, Store};
 use crate::spaces::{FrameShape, StepRecord};
@@ -27,27 +30,36 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// The device for `learner.device = "auto"`: a learner as configured makes some updates on either, on random
-/// transitions. Any other setting is kept.
+/// The device for `learner.device`: with "auto" a learner as configured makes some updates on either, on random
+/// transitions, and the faster one counts; with "cuda" it makes them on the GPU.
 ///
 /// # Errors
-/// When not even the processor can make an update.
+/// When the configured device, or with "auto" not even the processor, can make an update.
 pub fn choose(
     weights: &EnsembleWeights,
     dims: Dims,
     config: &LearnerConfig,
     replay: &ReplayConfig,
 ) -> Result<Chosen, LearnerError> {
-    if config.device != DeviceKind::Auto {
-        let why = format!("the learner works on the {}, as configured", name(config.device));
-        return Ok(Chosen { device: config.device, why });
-    }
     let on = |device| time(weights, dims, &LearnerConfig { device, ..config.clone() }, replay);
-    Ok(decide(on(DeviceKind::Cpu)?, on(DeviceKind::Cuda)))
+    match config.device {
+        DeviceKind::Auto => Ok(decide(on(DeviceKind::Cpu)?, on(DeviceKind::Cuda))),
+        DeviceKind::Cpu => {
+            Ok(Chosen { device: DeviceKind::Cpu, why: "the learner works on the processor, as configured".into() })
+        }
+        DeviceKind::Cuda => {
+            let why =
+                format!("the learner works on the GPU, as configured: an update takes {}", ms(on(DeviceKind::Cuda)?));
+            Ok(Chosen { device: DeviceKind::Cuda, why })
+        }
+    }
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }
 
 fn decide(cpu: Duration, gpu: Result<Duration, LearnerError>) -> Chosen {
-    let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
     let (device, why) = match gpu {
         Ok(gpu) => {
             let device = if gpu < cpu { DeviceKind::Cuda } else { DeviceKind::Cpu };
@@ -74,8 +86,22 @@ fn time(
 ) -> Result<Duration, LearnerError> {
     let config = LearnerConfig { carry_optimiser: std::path::PathBuf::new(), ..config.clone() };
     let mut learner = Learner::new(weights, dims, &config, replay, 0)?;
+    let time = try_out(&mut learner, weights, dims, replay);
+    let device = learner.device.clone();
+    drop(learner);
+    kernels::release(&device);
+    time
+}
+
+/// Time of an update of `learner` on random transitions.
+fn try_out(
+    learner: &mut Learner,
+    weights: &EnsembleWeights,
+    dims: Dims,
+    replay: &ReplayConfig,
+) -> Result<Duration, LearnerError> {
     let frame = weights.actor.eyes.as_ref().map(|eyes| eyes.shape);
-    let rows = config.batch_size.max(if frame.is_some() { 64 } else { 1000 }) as u32;
+    let rows = learner.config.batch_size.max(if frame.is_some() { 64 } else { 1000 }) as u32;
     let replay = Replay::new(Some(random_store(dims, frame, rows, 1)?), random_store(dims, frame, rows, 2)?, replay)?;
     let replay = Mutex::new(replay);
     for _ in 0..UPDATES.0 {
@@ -120,6 +146,9 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::config::{PretrainConfig, TrunkKind};
+    use crate::kernels::NoDevice;
+    use crate::learner::pretrain::Pretrainer;
     use crate::nn::{ActorWeights, Init, Stack};
 
     fn weights() -> EnsembleWeights {
@@ -155,8 +184,42 @@ mod tests {
         if chosen.device == DeviceKind::Cpu {
             assert!(chosen.why.starts_with("the learner works on the processor: an update takes"), "{chosen:?}");
         }
-        // A configured device is kept and nothing is timed.
-        let kept = choose(&weights(), dims, &with(DeviceKind::Cuda), &ReplayConfig::default()).unwrap();
-        assert_eq!(kept.device, DeviceKind::Cuda);
+        let kept = choose(&weights(), dims, &with(DeviceKind::Cpu), &ReplayConfig::default()).unwrap();
+        assert_eq!((kept.device, kept.why.contains("ms")), (DeviceKind::Cpu, false));
+        // Asked for by name, a GPU is tried as well, and its absence is no reason to take the processor.
+        match choose(&weights(), dims, &with(DeviceKind::Cuda), &ReplayConfig::default()) {
+            Ok(found) => assert!(found.device == DeviceKind::Cuda && found.why.contains("ms"), "{found:?}"),
+            Err(error) => assert!(matches!(error, LearnerError::Device(_)), "{error}"),
+        }
+    }
+
+    #[test]
+    fn a_learner_that_sees_is_timed_as_well() {
+        let frame = FrameShape { width: 12, height: 10, channels: 3 };
+        let dims = Dims { observation: 2, action: 1 };
+        for trunk in [TrunkKind::Shared, TrunkKind::Separate] {
+            let config = LearnerConfig {
+                trunk,
+                trunk_channels: vec![3, 3],
+                trunk_features: 8,
+                batch_size: 8,
+                device: DeviceKind::Auto,
+                density_hidden: vec![8],
+                ..LearnerConfig::default()
+            };
+            let sizes = PretrainConfig { ensemble_size: 2, hidden: vec![8], ..PretrainConfig::default() };
+            let on_processor = LearnerConfig { device: DeviceKind::Cpu, ..config.clone() };
+            let weights = Pretrainer::seeing(Some(frame), dims, &sizes, &on_processor, 1).unwrap().weights().unwrap();
+            let chosen = choose(&weights, dims, &config, &ReplayConfig::default()).unwrap();
+            assert!(chosen.why.contains("an update takes") && chosen.why.contains(" ms"), "{chosen:?}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_without_memory_is_no_gpu_to_use() {
+        let full = || LearnerError::tensor("step")(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
+        assert!(matches!(full(), LearnerError::Device(NoDevice::Memory)));
+        let chosen = decide(Duration::from_millis(2), Err(full()));
+        assert!(chosen.device == DeviceKind::Cpu && chosen.why.contains("no memory left"), "{chosen:?}");
     }
 }

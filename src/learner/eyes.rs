@@ -15,9 +15,10 @@ use super::batch::{Batch, Dims};
 use super::features::Features;
 use super::streams::stream;
 use crate::config::{Crops, LearnerConfig, TrunkKind};
+use crate::kernels::Staging;
 use crate::nn::{
     Adam, AdamSettings, ConvEncoderWeights, Encoders, EnsembleWeights, Eyes as HostEyes, Trunk, copy_vars, limit_norm,
-    polyak_vars, random_encoders,
+    random_encoders,
 };
 use crate::spaces::{FrameShape, Minibatch};
 
@@ -203,21 +204,19 @@ impl Eyes {
     }
 
     /// Images of a minibatch that was drawn with them.
-    pub(super) fn upload(&self, host: &Minibatch, device: &Device) -> TensorResult<Seen> {
+    pub(super) fn upload(&self, host: &Minibatch, staging: &mut Staging, device: &Device) -> TensorResult<Seen> {
         let (count, width) = (host.rows, self.observation);
         let numbers = |column: &[f32]| Tensor::from_slice(column, (count, width), device);
-        Ok(Seen {
-            image: self.images(&host.frames, device)?,
-            next_image: self.images(&host.next_frames, device)?,
-            observation: numbers(&host.observation)?,
-            next_observation: numbers(&host.next_observation)?,
-        })
+        let (now, then) = (&host.frames[..], &host.next_frames[..]);
+        let [image, next_image] = staging.upload_bytes([(now, &self.dims(now)), (then, &self.dims(then))], device)?;
+        let (observation, next_observation) = (numbers(&host.observation)?, numbers(&host.next_observation)?);
+        Ok(Seen { image, next_image, observation, next_observation })
     }
 
-    fn images(&self, bytes: &[u8], device: &Device) -> TensorResult<Tensor> {
+    /// Shape of so many bytes.
+    fn dims(&self, bytes: &[u8]) -> [usize; 4] {
         let [height, width, channels] = [self.shape.height, self.shape.width, self.shape.channels].map(usize::from);
-        let count = bytes.len() / self.shape.bytes().max(1);
-        Tensor::from_slice(bytes, (count, height, width, channels), device)
+        [bytes.len() / self.shape.bytes().max(1), height, width, channels]
     }
 
     /// Lets all networks look at a minibatch: fills what they see of it. Nothing happens with frozen encoders. `teach`:
@@ -263,8 +262,14 @@ impl Eyes {
     }
 
     /// What the density network sees of `host`, drawn with images; with gradient where it has an encoder of its own.
-    pub(super) fn weigh(&self, host: &Minibatch, device: &Device, rng: &mut ChaCha8Rng) -> TensorResult<Tensor> {
-        let seen = self.upload(host, device)?;
+    pub(super) fn weigh(
+        &self,
+        host: &Minibatch,
+        staging: &mut Staging,
+        device: &Device,
+        rng: &mut ChaCha8Rng,
+    ) -> TensorResult<Tensor> {
+        let seen = self.upload(host, staging, device)?;
         let shifts = self.draw(host.rows, rng);
         let features = match &self.trunks {
             Trunks::Shared { online, .. } => online.forward_detached(&seen.image, shifts)?,
@@ -277,7 +282,7 @@ impl Eyes {
 
     /// What actors and both critics see of stored images, without shift and gradient.
     pub(super) fn stored(&self, frames: &[u8], observation: &Tensor) -> TensorResult<(Tensor, [Tensor; 2])> {
-        let images = self.images(frames, observation.device())?;
+        let images = Tensor::from_slice(frames, &self.dims(frames), observation.device())?;
         let view = |trunk: &Trunk| {
             let features = trunk.forward_detached(&images, None)?;
             let features = if trunk.members() == 1 { features.squeeze(0)? } else { features };
@@ -323,16 +328,11 @@ impl Eyes {
         }
     }
 
-    /// Steps what the critics' loss trains, and moves the slow copies.
+    /// Steps what the critics' loss trains; the slow copies follow.
     pub(super) fn step_critics(&mut self, gradients: &mut GradStore, rate: f64) -> TensorResult<()> {
-        self.step(&["trunk", "trunk critic1", "trunk critic2"], gradients)?;
-        match &self.trunks {
-            Trunks::Shared { online, target } => polyak_vars(&target.vars(), &online.vars(), rate),
-            Trunks::Frozen { .. } => Ok(()),
-            Trunks::Separate { critics, targets, .. } => {
-                targets.iter().zip(critics).try_for_each(|(to, from)| polyak_vars(&to.vars(), &from.vars(), rate))
-            }
-        }
+        self.step("trunk", Some(("trunk target", rate)), gradients)?;
+        self.step("trunk critic1", Some(("trunk target1", rate)), gradients)?;
+        self.step("trunk critic2", Some(("trunk target2", rate)), gradients)
     }
 
     /// Adds what the actors' loss asks of a shared encoder to what the critics' loss asks.
@@ -349,25 +349,29 @@ impl Eyes {
 
     /// Steps what the actors' loss trains.
     pub(super) fn step_actors(&mut self, gradients: &mut GradStore) -> TensorResult<()> {
-        self.step(&["trunk actor"], gradients)
+        self.step("trunk actor", None, gradients)
     }
 
     /// Steps what the density loss trains.
     pub(super) fn step_density(&mut self, gradients: &mut GradStore) -> TensorResult<()> {
-        self.step(&["trunk density"], gradients)
+        self.step("trunk density", None, gradients)
     }
 
-    /// Steps those of the encoders `names` that learn.
-    fn step(&mut self, names: &[&str], gradients: &mut GradStore) -> TensorResult<()> {
-        let own: Vec<(&str, Vec<Var>)> = self.named().into_iter().map(|(name, trunk)| (name, trunk.vars())).collect();
-        for (name, adam) in self.optimisers.iter_mut().filter(|(name, _)| names.contains(name)) {
-            if self.clip > 0.0 {
-                let vars = own.iter().filter(|(other, _)| other == name).flat_map(|(_, vars)| vars);
-                vars.into_iter().try_for_each(|var| limit_norm(var, gradients, self.clip))?;
-            }
-            adam.step(gradients)?;
+    /// Steps the encoders `name` if they learn; `slow`: their copy, and how far it follows.
+    fn step(&mut self, name: &str, slow: Option<(&str, f64)>, gradients: &mut GradStore) -> TensorResult<()> {
+        let vars = |name: &str| {
+            let all = self.named().into_iter().filter(|(other, _)| *other == name);
+            all.flat_map(|(_, trunk)| trunk.vars()).collect::<Vec<Var>>()
+        };
+        let (own, slow) = (vars(name), slow.map(|(name, rate)| (vars(name), rate)));
+        let Some((_, adam)) = self.optimisers.iter_mut().find(|(other, _)| *other == name) else { return Ok(()) };
+        if self.clip > 0.0 {
+            own.iter().try_for_each(|var| limit_norm(var, gradients, self.clip))?;
         }
-        Ok(())
+        match slow {
+            Some((targets, rate)) => adam.step_followed(gradients, &targets, rate),
+            None => adam.step(gradients),
+        }
     }
 
     /// The density network stays when other networks are taken over, and so does what it sees with.

@@ -98,10 +98,8 @@ pub struct Timings {
     pub critic_backward: Duration,
     /// Actor and temperature losses and gradients.
     pub actor: Duration,
-    /// Optimiser steps.
+    /// Optimiser steps, and the target networks that follow them.
     pub optimiser: Duration,
-    /// Target networks.
-    pub polyak: Duration,
 }
 
 /// Splits a thread's processor time into laps.

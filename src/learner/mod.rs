@@ -48,7 +48,7 @@ pub use schedule::Schedule;
 pub use streams::stream;
 pub use update::Learner;
 
-use crate::kernels::NoDevice;
+use crate::kernels::{NoDevice, out_of_memory};
 use crate::policy::PolicyError;
 use crate::replay::ReplayError;
 
@@ -133,8 +133,10 @@ fn mb(bytes: u64) -> f64 {
 }
 
 impl LearnerError {
-    /// Wraps a tensor error with what was tried.
+    /// Wraps a tensor error with what was tried; a GPU without memory needs other words.
     fn tensor(action: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
-        move |source| Self::Tensor { action, source }
+        move |source| {
+            if out_of_memory(&source) { Self::Device(NoDevice::Memory) } else { Self::Tensor { action, source } }
+        }
     }
 }

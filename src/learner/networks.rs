@@ -9,7 +9,7 @@ use super::batch::Dims;
 use super::eyes::{Eyes, network_dims};
 use crate::config::{DeviceKind, LearnerConfig, TemperatureForm};
 use crate::kernels;
-use crate::nn::{Adam, AdamSettings, AdamState, EnsembleWeights, Stack, StackWeights, pointwise, polyak};
+use crate::nn::{Adam, AdamSettings, AdamState, EnsembleWeights, Stack, StackWeights, pointwise};
 
 /// Everything that learns or follows, but the density network.
 pub(super) struct Networks {
@@ -94,12 +94,6 @@ impl Networks {
         let scalars = [self.temperature_parameter.clone(), self.log_multiplier.clone()];
         stacks.iter().flat_map(|stack| stack.vars()).chain(scalars).collect()
     }
-
-    /// Moves the targets towards the critics.
-    pub(super) fn follow(&self, rate: f64) -> TensorResult<()> {
-        polyak(&self.target1, &self.critic1, rate)?;
-        polyak(&self.target2, &self.critic2, rate)
-    }
 }
 
 impl Optimisers {
@@ -115,6 +109,7 @@ impl Optimisers {
         })
     }
 
+    /// Steps critics and multipliers; the target networks follow.
     pub(super) fn step_critics(
         &mut self,
         networks: &Networks,
@@ -129,11 +124,12 @@ impl Optimisers {
         if config.gradient_clip > 0.0 {
             critics.iter().try_for_each(|critic| critic.limit_norm(gradients, config.gradient_clip))?;
         }
-        self.critic1.step(gradients)?;
-        self.critic2.step(gradients)?;
+        self.critic1.step_followed(gradients, &networks.target1.vars(), config.target_rate)?;
+        self.critic2.step_followed(gradients, &networks.target2.vars(), config.target_rate)?;
         multipliers.map_or(Ok(()), |gradients| self.multiplier.step(gradients))
     }
 
+    /// Steps actors and temperature; the slow copy of the actors follows.
     pub(super) fn step_actors(
         &mut self,
         networks: &Networks,
@@ -144,7 +140,10 @@ impl Optimisers {
             networks.actor.limit_norm(&mut pass.actor_gradients, config.gradient_clip)?;
         }
         self.temperature.step(&pass.temperature_gradients)?;
-        self.actor.step(&pass.actor_gradients)
+        match &networks.anchor {
+            Some(anchor) => self.actor.step_followed(&pass.actor_gradients, &anchor.actor.vars(), config.anchor_rate),
+            None => self.actor.step(&pass.actor_gradients),
+        }
     }
 
     /// Takes over the states of actors, twins and temperature.

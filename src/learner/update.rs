@@ -24,7 +24,7 @@ use super::streams::Streams;
 use super::sweep::Sweeps;
 use crate::config::{ActorBatch, CriticLoss, LearnerConfig, Order, ReplayConfig, SamplerKind, Start};
 use crate::kernels::Staging;
-use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack, polyak};
+use crate::nn::{ActorWeights, EnsembleWeights, LogStdBounds, Stack};
 use crate::policy::residual::Frozen;
 use crate::replay::Replay;
 use crate::rl::state_action;
@@ -314,7 +314,7 @@ impl Learner {
             let dims = eyes.map_or(self.dims, |eyes| Dims { observation: eyes.observation, ..self.dims });
             let upload = || {
                 let mut batch = Batch::upload(minibatch, bound, dims, &mut self.staging, &self.device)?;
-                batch.seen = eyes.map(|eyes| eyes.upload(minibatch, &self.device)).transpose()?;
+                batch.seen = eyes.map(|eyes| eyes.upload(minibatch, &mut self.staging, &self.device)).transpose()?;
                 Ok(batch)
             };
             let mut batch = upload().map_err(LearnerError::tensor("upload a minibatch"))?;
@@ -337,7 +337,7 @@ impl Learner {
         let (online, offline) = density.drawn();
         let mut rows = |host: &Minibatch| match self.eyes.as_ref().filter(|eyes| eyes.learning()) {
             Some(eyes) => {
-                let seen = eyes.weigh(host, &self.device, &mut self.streams.crops)?;
+                let seen = eyes.weigh(host, &mut self.staging, &self.device, &mut self.streams.crops)?;
                 state_action(&seen, &Tensor::from_slice(&host.action, (host.rows, self.dims.action), &self.device)?)
             }
             None => upload_state_action(host, self.dims, &self.device),
@@ -372,7 +372,7 @@ impl Learner {
         Ok(pass)
     }
 
-    /// Steps the critics and moves their targets. Where the actors do not step with them, `alone`, their momentum may
+    /// Steps the critics, and their targets follow. Where the actors do not step with them, `alone`, their momentum may
     /// be asked to move on.
     fn step_critics(&mut self, mut critics: CriticPass, alone: bool, laps: &mut Laps) -> Result<(), LearnerError> {
         let tensor = LearnerError::tensor;
@@ -386,8 +386,6 @@ impl Learner {
             eyes.step_critics(gradients, self.config.target_rate).map_err(tensor("step the encoders"))?;
         }
         laps.add_to(&mut self.timings.optimiser);
-        self.networks.follow(self.config.target_rate).map_err(tensor("move the target networks"))?;
-        laps.add_to(&mut self.timings.polyak);
         Ok(())
     }
 
@@ -396,9 +394,6 @@ impl Learner {
         if let Some(eyes) = &mut self.eyes {
             eyes.step_actors(&mut actors.actor_gradients)?;
             density.as_mut().map_or(Ok(()), |evaluation| eyes.step_density(&mut evaluation.gradients))?;
-        }
-        if let Some(anchor) = &self.networks.anchor {
-            polyak(&anchor.actor, &self.networks.actor, self.config.anchor_rate)?;
         }
         match (&mut self.density, &density) {
             (Some(network), Some(evaluation)) => network.optimiser.step(&evaluation.gradients),

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, Var, ba
 use super::Stack;
 use super::kernels;
 use super::stack_op::{cpu, slice};
-use crate::kernels::{AdamStep, adam_polyak, polyak as follow, take};
+use crate::kernels::{AdamStep, adam_polyak, take};
 
 /// Settings of [`Adam`]. There is no weight decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,8 +76,21 @@ impl Adam {
     /// # Errors
     /// When a variable has no gradient; then nothing was changed.
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
-        let found: Vec<Tensor> = self.slots.iter().map(|s| gradient(gradients, &s.var)).collect::<Result<_>>()?;
-        self.apply(&found)
+        self.apply(&self.found(gradients)?, None)
+    }
+
+    /// [`Adam::step`]; then `target = (1 - tau) target + tau variable` for the slow copy `targets` of the variables, in
+    /// their order. On a GPU that is one kernel per variable.
+    ///
+    /// # Errors
+    /// When a variable has no gradient or a target has another shape; then nothing was changed.
+    pub fn step_followed(&mut self, gradients: &GradStore, targets: &[Var], tau: f64) -> Result<()> {
+        let own = self.slots.iter().map(|slot| slot.var.dims());
+        if !own.clone().eq(targets.iter().map(|target| target.dims())) {
+            let (own, others): (Vec<_>, Vec<_>) = (own.collect(), targets.iter().map(|target| target.dims()).collect());
+            bail!("target networks have shapes {others:?}, the networks they follow {own:?}");
+        }
+        self.apply(&self.found(gradients)?, Some((targets, tau)))
     }
 
     /// One step with a gradient of 0: what momentum is left moves the parameters.
@@ -86,17 +99,23 @@ impl Adam {
     /// When candle cannot run the operation.
     pub fn step_idle(&mut self) -> Result<()> {
         let zeros: Vec<Tensor> = self.slots.iter().map(|s| s.var.zeros_like()).collect::<Result<_>>()?;
-        self.apply(&zeros)
+        self.apply(&zeros, None)
     }
 
-    fn apply(&mut self, found: &[Tensor]) -> Result<()> {
+    fn found(&self, gradients: &GradStore) -> Result<Vec<Tensor>> {
+        self.slots.iter().map(|slot| gradient(gradients, &slot.var)).collect()
+    }
+
+    fn apply(&mut self, found: &[Tensor], targets: Option<(&[Var], f64)>) -> Result<()> {
         self.step += 1;
         let corrections = self.corrections();
-        for (slot, gradient) in self.slots.iter().zip(found) {
+        for (index, (slot, gradient)) in self.slots.iter().zip(found).enumerate() {
+            let target = targets.map(|(targets, tau)| (&targets[index], tau));
             if take(&slot.var) {
-                adam_polyak(&slot.var, &slot.m, &slot.v, gradient, None, corrections)?;
+                adam_polyak(&slot.var, &slot.m, &slot.v, gradient, target, corrections)?;
             } else {
                 slot.step(gradient, corrections)?;
+                target.map_or(Ok(()), |(target, tau)| slot.lead(target, tau))?;
             }
         }
         Ok(())
@@ -167,7 +186,17 @@ impl Slot {
         })
     }
 
-    /// The same in candle's own operations.
+    /// Moves `target` towards the variable.
+    fn lead(&self, target: &Var, tau: f64) -> Result<()> {
+        let (guard, layout) = self.var.storage_and_layout();
+        let online = slice::<f32>(cpu(&guard)?, layout)?;
+        edit(target, |target| {
+            kernels::blend(target, online, tau);
+            Ok(())
+        })
+    }
+
+    /// The same as [`Slot::step`] in candle's own operations.
     #[cfg(test)]
     fn step_algebra(&self, g: &Tensor, settings: AdamSettings, step: AdamStep) -> Result<()> {
         let AdamSettings { beta1, beta2, .. } = settings;
@@ -187,37 +216,6 @@ fn gradient(gradients: &GradStore, var: &Var) -> Result<Tensor> {
         bail!("a gradient has shape {:?}, its variable {:?}", gradient.dims(), var.dims());
     }
     gradient.contiguous()
-}
-
-/// `target = (1 - tau) target + tau online`.
-///
-/// # Errors
-/// When the stacks have different shapes or devices.
-pub fn polyak(target: &Stack, online: &Stack, tau: f64) -> Result<()> {
-    polyak_vars(&target.vars(), &online.vars(), tau)
-}
-
-/// [`polyak`] of variables in the same order.
-///
-/// # Errors
-/// As [`polyak`].
-pub fn polyak_vars(target: &[Var], online: &[Var], tau: f64) -> Result<()> {
-    for (target, online) in target.iter().zip(online) {
-        if target.dims() != online.dims() {
-            bail!("target network has shape {:?}, online network {:?}", target.dims(), online.dims());
-        }
-        if take(target) {
-            follow(target, online, tau)?;
-            continue;
-        }
-        let (guard, layout) = online.storage_and_layout();
-        let online = slice::<f32>(cpu(&guard)?, layout)?;
-        edit(target, |target| {
-            kernels::blend(target, online, tau);
-            Ok(())
-        })?;
-    }
-    Ok(())
 }
 
 /// `target = online`.
@@ -341,22 +339,20 @@ mod tests {
     }
 
     #[test]
-    fn targets_move_by_their_rate() {
-        let stack = |value: f32| {
-            let layer = crate::nn::LayerWeights {
-                inputs: 2,
-                outputs: 1,
-                weight: vec![value; 2],
-                bias: vec![value],
-                layer_norm: None,
-            };
-            let weights = crate::nn::StackWeights { members: 1, layers: vec![layer] };
-            Stack::from_weights(&weights, &Device::Cpu).unwrap()
-        };
-        let (target, online) = (stack(0.0), stack(1.0));
-        polyak(&target, &online, 0.25).unwrap();
-        assert_eq!(target.to_weights().unwrap().layers[0].weight, [0.25, 0.25]);
-        copy_into(&target, &online).unwrap();
-        assert_eq!(target.to_weights().unwrap(), online.to_weights().unwrap());
+    fn targets_follow_the_new_parameters() {
+        let (vars, targets) = (two(), [0f32; 2].map(|v| Var::new(v, &Device::Cpu).unwrap()));
+        let mut adam = Adam::new(vars.to_vec(), AdamSettings::default()).unwrap();
+        // Refused before anything moves: a shape that differs, a target too few.
+        for wrong in [&targets[..], &targets[1..]] {
+            assert!(adam.step_followed(&gradients(&vars), wrong, 0.25).is_err());
+        }
+        assert_eq!((adam.steps(), vars[0].to_vec1::<f32>().unwrap()), (0, vec![1.0, -2.0, 3.0]));
+        let targets = vars.each_ref().map(|var| Var::zeros(var.shape(), DType::F32, &Device::Cpu).unwrap());
+        adam.step_followed(&gradients(&vars), &targets, 0.25).unwrap();
+        for (target, var) in targets.iter().zip(&vars) {
+            let row = |t: &Var| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(row(target).iter().zip(row(var)).all(|(target, v)| *target == 0.25 * v && v != 0.0));
+        }
+        assert_ne!(vars[0].to_vec1::<f32>().unwrap()[0], 1.0);
     }
 }

@@ -27,7 +27,7 @@ pub mod weights;
 #[cfg(test)]
 mod witness;
 
-pub use adam::{Adam, AdamSettings, AdamState, copy_into, copy_vars, polyak, polyak_vars};
+pub use adam::{Adam, AdamSettings, AdamState, copy_into, copy_vars};
 pub use conv::{ConvEncoder, ConvEncoderWeights, ConvWeights, Encoded};
 pub use encoder_tensors::{Array, MAX_CONVOLUTIONS, encoder_tensors, take_encoders};
 pub use gradient::limit_norm;

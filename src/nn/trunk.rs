@@ -15,7 +15,7 @@ use super::conv::{ConvEncoderWeights, ConvWeights, encode};
 use super::kernels::{self, Matrix, Real, product};
 use super::stack_op::{Buffers, cpu, in_shares, slice};
 use super::trunk_plan::{Kernels, Plan, Shift};
-use crate::kernels::normalise_images;
+use crate::kernels::{normalise_images, take};
 use crate::spaces::FrameShape;
 
 /// Images that are worked on as one.
@@ -174,14 +174,14 @@ impl Trunk {
             );
         }
         let images = images.contiguous()?;
-        if !images.device().is_cpu() {
+        if take(parameters) {
             return self.algebra(&images, parameters, shifts.as_deref());
         }
         let op = TrunkOp { trunk: self.clone(), shifts, keep, saved: Mutex::new(None) };
         if keep { images.apply_op2(parameters, op) } else { images.apply_op2_no_bwd(parameters, &op) }
     }
 
-    /// The same function in candle's own operations, for devices other than the processor.
+    /// The same function in candle's own operations behind the kernel that reads the images.
     fn algebra(&self, images: &Tensor, parameters: &Tensor, shifts: Option<&[Shift]>) -> Result<Tensor> {
         let batch = images.dim(0)?;
         let one = |member: usize| {

@@ -42,14 +42,14 @@ pub(super) struct Trainer {
     wall: Duration,
 }
 
-/// `[learner]` with a device in the place of "auto".
+/// `[learner]` with a device that has made an update, in the place of "auto" as well.
 fn settings(
     weights: &EnsembleWeights,
     dims: Dims,
     config: &Config,
     shared: &Shared,
 ) -> Result<LearnerConfig, RuntimeError> {
-    if config.learner.device != DeviceKind::Auto {
+    if config.learner.device == DeviceKind::Cpu {
         return Ok(config.learner.clone());
     }
     let chosen = choose(weights, dims, &config.learner, &config.replay)?;
@@ -288,7 +288,7 @@ impl Trainer {
         json!({
             "sampling": ms(t.sampling), "density": ms(t.density), "target": ms(t.target),
             "critic_forward": ms(t.critic_forward), "critic_backward": ms(t.critic_backward),
-            "actor": ms(t.actor), "optimiser": ms(t.optimiser), "polyak": ms(t.polyak),
+            "actor": ms(t.actor), "optimiser": ms(t.optimiser),
         })
     }
 }

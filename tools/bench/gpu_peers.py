@@ -1,5 +1,6 @@
-"""usage: gpu_peers.py torch|jax WORKLOAD RECORD: milliseconds, by the clock, of an update in the peers of
-tools/bench/peers on the GPU. RECORD is made by `fieldtune bench learner --record`. For tools/gpu-check."""
+"""usage: gpu_peers.py [--cpu] torch eager|graph|compiled WORKLOAD RECORD, or jax jit: milliseconds, by the clock, of an
+update in the peers of tools/bench/peers on the GPU, rows and noise already there. RECORD is made by `fieldtune bench
+learner --record`; the peer has to agree with its losses first. One process for each way. For tools/gpu-check."""
 import functools
 import os
 import statistics
@@ -9,69 +10,79 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "peers"))
 import common
 
+TOLERANCE = 1e-3
 
-def torch_peers(workload):
+
+def torch_peer(workload, way, cpu):
     import torch
 
-    # The peer is written for the processor: its arrays and scalars go to the GPU, its optimisers can be captured.
-    torch.from_numpy = (lambda host: lambda array: host(array).cuda())(torch.from_numpy)
-    torch.set_default_device("cuda")
-    torch.optim.Adam = functools.partial(torch.optim.Adam, capturable=True)
-    import torch_peer
+    if not cpu:
+        # The peer is written for the processor: its arrays and scalars go to the GPU, its optimisers can be captured.
+        torch.from_numpy = (lambda host: lambda array: host(array).cuda())(torch.from_numpy)
+        torch.set_default_device("cuda")
+        torch.optim.Adam = functools.partial(torch.optim.Adam, capturable=True)
+    import torch_peer as peers
 
-    torch_peer.torch.set_float32_matmul_precision("highest")
-    for name, compiled, captured in [("eager", 0, 0), ("eager, CUDA graph", 0, 1), ("compiled, CUDA graph", 1, 1)]:
-        peer = torch_peer.Peer(workload, bool(compiled))
+    torch.set_float32_matmul_precision("highest")
+    peer = peers.Peer(workload, way == "compiled")
+    wait = (lambda: None) if cpu else torch.cuda.synchronize
 
-        def steps(peer=peer, captured=captured):
-            placed = peer.place(first)
-            if not captured:
-                return lambda: peer.update(placed)
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(5):
-                    peer.update(placed)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+    def steps(placed):
+        if way == "eager":
+            return lambda: peer.update(placed)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(5):
                 peer.update(placed)
-            return graph.replay
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            peer.update(placed)
+        return graph.replay
 
-        yield f"PyTorch {name}", peer, steps, torch.cuda.synchronize
+    return peer, steps, wait
 
 
-def jax_peers(workload):
+def jax_peer(workload, way, cpu):
+    if cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
-    import jax_peer
+    import jax_peer as peers
 
-    if jax.default_backend() != "gpu":
+    if not cpu and jax.default_backend() != "gpu":
         sys.exit("this JAX sees no GPU")
-    peer = jax_peer.Peer(workload)
-
-    def steps():
-        placed = peer.place(first)
-        return lambda: peer.finish(peer.update(placed))
-
-    yield "JAX jit", peer, steps, lambda: None
+    jax.config.update("jax_default_matmul_precision", "highest")
+    peer = peers.Peer(workload)
+    return peer, lambda placed: lambda: peer.finish(peer.update(placed)), lambda: None
 
 
-library, workload, path = sys.argv[1:]
-record = common.read(path)
-first = common.inputs(record, 0, workload)
-for name, peer, steps, wait in {"torch": torch_peers, "jax": jax_peers}[library](workload):
-    try:
-        peer.load(common.networks(record, "before", workload))
-        step = steps()
-        for _ in range(20):
-            step()
+def main(library, way, workload, path, cpu):
+    if workload not in common.NETWORKS:
+        print(f"skipped: {library} has no {workload}")
+        return 0
+    record = common.read(path)
+    peer, steps, wait = {"torch": torch_peer, "jax": jax_peer}[library](workload, way, cpu)
+    peer.load(common.networks(record, "before", workload))
+    found = peer.update(peer.place(common.inputs(record, 0, workload)))["losses"]
+    wanted = record["0.losses"][:len(found)]
+    off = common.difference([peer.number(loss) for loss in found], wanted)
+    step = steps(peer.place(common.inputs(record, 0, workload)))
+    rounds = 5 if cpu else 200
+    for _ in range(rounds // 10):
+        step()
+    wait()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        step()
         wait()
-        times = []
-        for _ in range(200):
-            start = time.perf_counter()
-            step()
-            wait()
-            times.append((time.perf_counter() - start) * 1e3)
-        print(f"{workload}, {name}: {statistics.median(times):.3f} ms (median), {sorted(times)[198]:.3f} ms (p99)")
-    except Exception as error:  # the next way may work
-        print(f"{workload}, {name}: failed: {type(error).__name__}: {str(error)[:300]}")
+        times.append((time.perf_counter() - start) * 1e3)
+    print(f"{workload}, {library} {way}: {statistics.median(times):.3f} ms (median), "
+          f"{sorted(times)[-1 - rounds // 100]:.3f} ms (p99); differs by {off:.1e} in losses")
+    return int(off > TOLERANCE)
+
+
+if __name__ == "__main__":
+    arguments = [argument for argument in sys.argv[1:] if argument != "--cpu"]
+    sys.exit(main(*arguments, cpu="--cpu" in sys.argv) if len(arguments) == 4 else __doc__)

@@ -42,7 +42,7 @@ extern "C" const char* fieldtune_launch(const char* name, const char* given, uns
     RUN(ratio) RUN(ratio_backward) RUN(density_loss) RUN(density_loss_backward) RUN(priorities)
     RUN(td_target) RUN(twin_loss) RUN(twin_loss_backward) RUN(actor_value) RUN(actor_value_backward)
     RUN(policy_sample) RUN(policy_sample_backward)
-    RUN(adam_polyak) RUN(polyak)
+    RUN(adam_polyak)
     RUN(normalise_images)
     RUN(bias_relu) RUN(layer_norm_relu) RUN(relu_backward) RUN(layer_norm_backward) RUN(column_sums) RUN(sum_members)
     RUN(broken_without_barrier) RUN(broken_reuse) RUN(broken_divergent) RUN(broken_mask) RUN(broken_race)

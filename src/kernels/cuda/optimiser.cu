@@ -15,8 +15,3 @@ KERNEL adam_polyak(float* parameter, float* m, float* v, const float* g, float* 
         if (target) target[i] = target[i] * keep + p * take;
     }
 }
-
-// target = keep target + take online.
-KERNEL polyak(float* target, const float* online, int n, float keep, float take) {
-    for (int i = FIRST; i < n; i += STRIDE) target[i] = target[i] * keep + online[i] * take;
-}

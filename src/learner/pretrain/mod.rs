@@ -29,7 +29,7 @@ use super::streams::stream;
 use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
 use crate::kernels::Staging;
 use crate::nn::{
-    ActorWeights, Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, StackWeights, copy_into, polyak,
+    ActorWeights, Adam, AdamSettings, EnsembleWeights, Init, LogStdBounds, Stack, StackWeights, copy_into,
 };
 use crate::replay::Replay;
 use crate::spaces::{FrameShape, Minibatch, Source};
@@ -225,7 +225,7 @@ impl Pretrainer {
         let teach = self.imitates();
         if let Some(eyes) = &self.eyes {
             let mut look = || {
-                batch.seen = Some(eyes.upload(&self.minibatch, &self.device)?);
+                batch.seen = Some(eyes.upload(&self.minibatch, &mut self.staging, &self.device)?);
                 eyes.look(&mut batch, teach, &mut self.streams.crops)
             };
             look().map_err(tensor("look at images"))?;
@@ -306,10 +306,8 @@ impl Pretrainer {
         if let Some(eyes) = &mut self.eyes {
             eyes.step_critics(critic_gradients, self.target_rate)?;
         }
-        self.optimisers.critic1.step(critic_gradients)?;
-        self.optimisers.critic2.step(critic_gradients)?;
-        polyak(&self.target1, &self.critic1, self.target_rate)?;
-        polyak(&self.target2, &self.critic2, self.target_rate)?;
+        self.optimisers.critic1.step_followed(critic_gradients, &self.target1.vars(), self.target_rate)?;
+        self.optimisers.critic2.step_followed(critic_gradients, &self.target2.vars(), self.target_rate)?;
         self.updates += 1;
         Ok(())
     }

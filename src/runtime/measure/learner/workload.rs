@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::super::rig::{DIMS, ensemble, store};
 use crate::config::{
-    ActorBatch, ActorOperator, LayerNorm, LearnerConfig, Order, PretrainConfig, ReplayConfig, SamplerKind, Start,
-    TargetKind, TemperatureForm, TemperatureStates, TrunkKind,
+    ActorBatch, ActorOperator, DeviceKind, LayerNorm, LearnerConfig, Order, PretrainConfig, ReplayConfig, SamplerKind,
+    Start, TargetKind, TemperatureForm, TemperatureStates, TrunkKind,
 };
 use crate::learner::pretrain::Pretrainer;
 use crate::learner::{Dims, Learner, random_store};
@@ -43,20 +43,20 @@ impl Workload {
     pub const ALL: [Self; 4] = [Self::Off2OnRl, Self::Wsrl, Self::PixelsShared, Self::PixelsSeparate];
 
     /// A learner of this kind and its data.
-    pub(super) fn learner(self, threads: usize) -> Result<(Learner, Mutex<Replay>), RuntimeError> {
+    pub(super) fn learner(self, threads: usize, device: DeviceKind) -> Result<(Learner, Mutex<Replay>), RuntimeError> {
         let trunk = match self {
             Self::PixelsShared => Some(TrunkKind::Shared),
             Self::PixelsSeparate => Some(TrunkKind::Separate),
             _ => None,
         };
         if let Some(trunk) = trunk {
-            return pixels(trunk, threads);
+            return pixels(trunk, threads, device);
         }
         let (config, replay, offline) = match self {
             Self::Off2OnRl => (LearnerConfig::default(), ReplayConfig::default(), Some(store(1)?)),
             _ => (wsrl(), ReplayConfig { sampler: SamplerKind::Online, ..ReplayConfig::default() }, None),
         };
-        let config = LearnerConfig { threads, ..config };
+        let config = LearnerConfig { device, threads, ..config };
         let learner = Learner::new(&ensemble()?, DIMS, &config, &replay, 0)?;
         Ok((learner, Mutex::new(Replay::new(offline, store(2)?, &replay)?)))
     }
@@ -95,13 +95,14 @@ const HIDDEN: [usize; 2] = [512, 256];
 const FRAME: FrameShape = FrameShape { width: 48, height: 48, channels: 3 };
 const PIXEL_DIMS: Dims = Dims { observation: 4, action: 4 };
 
-fn pixels(trunk: TrunkKind, threads: usize) -> Result<(Learner, Mutex<Replay>), RuntimeError> {
+fn pixels(trunk: TrunkKind, threads: usize, device: DeviceKind) -> Result<(Learner, Mutex<Replay>), RuntimeError> {
     let config = LearnerConfig {
         trunk,
         trunk_features: FEATURES,
         proprioception: false,
         batch_size: PIXEL_ROWS,
         threads,
+        device,
         ..LearnerConfig::default()
     };
     let sizes = PretrainConfig { ensemble_size: PIXEL_MEMBERS, hidden: HIDDEN.to_vec(), ..PretrainConfig::default() };
