@@ -313,7 +313,8 @@ impl Eyes {
         Tensor::cat(&[features, &observation.broadcast_as(dims)?], D::Minus1)
     }
 
-    fn draw(&self, count: usize, rng: &mut ChaCha8Rng) -> Shifts {
+    /// One shift for each of `count` images.
+    pub(super) fn draw(&self, count: usize, rng: &mut ChaCha8Rng) -> Shifts {
         let side = -self.shift..=self.shift;
         let mut one = || rng.random_range(side.clone());
         (self.shift > 0).then(|| (0..count).map(|_| [one(), one()]).collect())

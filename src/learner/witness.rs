@@ -14,8 +14,9 @@ use crate::spaces::Minibatch;
 impl Learner {
     /// Makes `updates` updates and returns them as a safetensors file: all networks before (`before.NETWORK.LAYER.weight`
     /// as in a checkpoint) and behind them (`after.`), and of update `i` rows and noise of critic step `k`
-    /// (`i.k.observation`), noise of the actor and the temperature (`i.noise`), rows of the density loss (`i.online`),
-    /// new priorities (`i.priorities`) and losses of critics, actor, temperature and density (`i.losses`).
+    /// (`i.k.observation`; bytes of images, `i.k.image`, and how far they are moved where that is once an update,
+    /// `i.k.image_shift`), noise of the actor and the temperature (`i.noise`), rows of the density loss (`i.online`), new
+    /// priorities (`i.priorities`) and losses of critics, actor, temperature and density (`i.losses`).
     ///
     /// # Errors
     /// When an update fails or the device cannot be read.
@@ -52,6 +53,15 @@ impl Learner {
                 let drawn = subset(&self.config, 2 * self.networks.critic1.members(), &mut streams.subset);
                 let drawn: Vec<f32> = drawn.into_iter().map(|place| place as f32).collect();
                 all.put(format!("{i}.{k}.subset"), vec![drawn.len()], drawn);
+            }
+            if let Some(eyes) = self.eyes.as_ref().filter(|eyes| eyes.learning()) {
+                for (name, frames) in [("image", &minibatch.frames), ("next_image", &minibatch.next_frames)] {
+                    let shape = vec![minibatch.rows, frames.len() / minibatch.rows.max(1)];
+                    all.put(format!("{i}.{k}.{name}"), shape, frames.iter().map(|byte| f32::from(*byte)).collect());
+                    let shifts = eyes.draw(minibatch.rows, &mut streams.crops).unwrap_or_default();
+                    let shifts: Vec<f32> = shifts.as_flattened().iter().map(|by| *by as f32).collect();
+                    all.put(format!("{i}.{k}.{name}_shift"), vec![shifts.len() / 2, 2], shifts);
+                }
             }
             rows = if self.config.actor_batch == ActorBatch::All { rows + minibatch.rows } else { minibatch.rows };
         }

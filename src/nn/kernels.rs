@@ -232,6 +232,27 @@ kernels! {
         }
     }
 
+    /// `out[c][r] = x[r][c]` for `x` with so many columns, in square tiles: a walk along either side would leave the
+    /// cache at every step.
+    fn transpose(x: &[T], columns: usize, out: &mut [T]) {
+        const TILE: usize = 8;
+        let rows = x.len() / columns.max(1);
+        for r in (0..rows).step_by(TILE) {
+            for c in (0..columns).step_by(TILE) {
+                let (height, width) = (TILE.min(rows - r), TILE.min(columns - c));
+                let mut tile = [[T::zero(); TILE]; TILE];
+                for i in 0..height {
+                    for (turned, v) in tile.iter_mut().zip(&x[(r + i) * columns + c..][..width]) {
+                        turned[i] = *v;
+                    }
+                }
+                for (j, turned) in tile[..width].iter().enumerate() {
+                    out[(c + j) * rows + r..][..height].copy_from_slice(&turned[..height]);
+                }
+            }
+        }
+    }
+
     /// `out = relu(max + bias)` over windows of two entries of both rows; `which` of the four it was, the first of
     /// equal ones.
     fn pool_relu(top: &[T], bottom: &[T], bias: &[T], out: &mut [T], which: &mut [u8]) {
@@ -352,6 +373,28 @@ pub(super) fn product<T: Real>(shape: (usize, usize, usize), out: &mut [T], a: M
 /// As [`product`].
 pub(super) fn add_product<T: Real>(shape: (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>) {
     multiply(shape, out, a, b, true);
+}
+
+/// `out = a b^T` for row-major `a` `(m, k)` and `b` `(n, k)`, with working space for `m (n + k)` numbers. A `b` much larger
+/// than that is read where it lies, and `a` and the result are turned: the product would copy `b` column by column.
+///
+/// # Panics
+/// As [`product`].
+pub(super) fn product_transposed<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    out: &mut [T],
+    a: &[T],
+    b: &[T],
+    space: &mut [T],
+) {
+    if m * (n + k) >= n * k {
+        return product((m, n, k), out, Matrix::rows(a, k), Matrix::transposed(b, k));
+    }
+    let (turned, rest) = space.split_at_mut(m * k);
+    let result = &mut rest[..m * n];
+    transpose(&a[..m * k], k, turned);
+    product((n, m, k), result, Matrix::rows(b, k), Matrix::rows(turned, m));
+    transpose(result, m, out);
 }
 
 fn multiply<T: Real>((m, n, k): (usize, usize, usize), out: &mut [T], a: Matrix<T>, b: Matrix<T>, add: bool) {

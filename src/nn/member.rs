@@ -4,7 +4,7 @@
 //! has one, its layer norm's scale and shift. What the backward pass needs is one block as well: for each hidden
 //! layer the ReLU's output `(rows, width)` and, behind a layer norm, the normalised rows and `1/std` of each row.
 
-use super::kernels::{self, Matrix, Real, product};
+use super::kernels::{self, Matrix, Real, product, product_transposed};
 
 /// Sizes and places of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Plan {
 
     /// Numbers a backward pass over `rows` needs as working space.
     pub(super) fn scratch(&self, rows: usize) -> usize {
-        3 * rows * self.widest()
+        4 * rows * self.widest()
     }
 
     fn widest(&self) -> usize {
@@ -182,9 +182,8 @@ impl Plan {
             if index == 0 && grad_x.is_none() {
                 return;
             }
-            let weight = Matrix::transposed(&parameters[layer.start..layer.bias()], layer.outputs);
             let shape = (active.len(), layer.inputs, layer.outputs);
-            product(shape, next, Matrix::rows(current, layer.outputs), weight);
+            product_transposed(shape, next, current, &parameters[layer.start..layer.bias()], packed);
             std::mem::swap(&mut delta, &mut next);
         }
         if let Some(grad_x) = grad_x {

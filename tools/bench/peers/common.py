@@ -14,7 +14,13 @@ NORM_EPS, ADAM_EPS, GUARD = 1e-6, 1e-8, 1e-10
 PRIORITY_TEMPERATURE, PRIORITY_RANGE = 5.0, (1e-3, 1e3)
 LOG_STD = (-20.0, 2.0)
 CRITIC_STEPS = 4
-NETWORKS = {"off2onrl": ("actor", "critic", "target", "density"), "wsrl": ("actor", "critic", "target")}
+NETWORKS = {"off2onrl": ("actor", "critic", "target", "density"), "wsrl": ("actor", "critic", "target"),
+            "pixels-shared": ("actor", "critic", "target"), "pixels-separate": ("actor", "critic", "target")}
+# Encoders in the record: whose they are, "critic_eyes" for critics and, where all share one, actors.
+EYES = {"pixels-shared": {"critic_eyes": ["actor"], "target_eyes": ["target"]},
+        "pixels-separate": {"actor_eyes": ["actor"], "critic_eyes": ["critic1", "critic2"],
+                            "target_eyes": ["target1", "target2"]}}
+SIDE, CHANNELS = 48, 3
 
 
 def read(path):
@@ -28,7 +34,10 @@ def read(path):
 
 
 def networks(record, when, workload):
-    """{network: [layer: [weight (n, i, o), bias (n, 1, o)] or with scale and shift]}; twins in one stack of 2 n."""
+    """{network: [layer: [weight (n, i, o), bias (n, 1, o)] or with scale and shift]}; twins in one stack of 2 n.
+
+    Encoders: [weight (n, o, i, 3, 3), bias (n, o)] of each convolution, then the dense layer.
+    """
     def stack(name):
         layers = []
         while f"{when}.{name}.{len(layers)}.weight" in record:
@@ -43,6 +52,10 @@ def networks(record, when, workload):
         return [[np.concatenate(pair) for pair in zip(*both)] for both in zip(stack(name + "1"), stack(name + "2"))]
 
     found = {name: twins(name) if name in ("critic", "target") else stack(name) for name in NETWORKS[workload]}
+    for name, parts in EYES.get(workload, {}).items():
+        all_of = lambda kind: np.concatenate([record[f"{when}.encoder.{part}.{kind}"] for part in parts])
+        convolutions = [[all_of(f"w{i}"), all_of(f"b{i}")] for i in range(3)]
+        found[name] = [*convolutions, [all_of("dense_w"), all_of("dense_b")[:, None]]]
     found["temperature"] = record[when + ".temperature_parameter"]
     return found
 
@@ -53,6 +66,14 @@ def rows(record, prefix):
     found["reward"], found["terminated"] = found["reward"][:, 0], found["terminated"][:, 0]
     found["pair"] = np.concatenate([found["observation"], found["action"]], 1)
     return found
+
+
+def images(record, prefix):
+    """`byte / 255` as (B, channels, height, width), each image moved, its border repeated."""
+    bytes_, shifts = record[prefix].reshape(-1, SIDE, SIDE, CHANNELS), record[prefix + "_shift"].astype(int)
+    place = lambda by: np.clip(np.arange(SIDE) + by, 0, SIDE - 1)
+    moved = [image[place(down)][:, place(right)] for image, (down, right) in zip(bytes_, shifts)]
+    return np.ascontiguousarray(np.stack(moved).transpose(0, 3, 1, 2)) / np.float32(255)
 
 
 def inputs(record, index, workload):
@@ -68,8 +89,11 @@ def inputs(record, index, workload):
     if workload == "wsrl":
         found["temperature_noise"] = record[f"{index}.temperature_noise"]
         found["steps"] = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+        return found
+    found |= steps[0]
+    if workload in EYES:
+        found |= {name: images(record, f"{index}.0.{name}") for name in ("image", "next_image")}
     else:
-        found |= steps[0]
         found["online"] = rows(record, f"{index}.online")["pair"]
         found["offline"] = rows(record, f"{index}.offline")["pair"]
     return found
@@ -86,6 +110,17 @@ def flat(tree):
             for array in layer]
 
 
+def compared(tree, workload):
+    """Arrays one by one; those of a network as one where there are encoders.
+
+    The gradient of an encoder's bias, a sum over all places of all images, can be so near to 0 that rounding decides
+    the direction of Adam's first step.
+    """
+    if workload not in EYES:
+        return flat(tree)
+    return [np.concatenate([np.ravel(array) for array in flat({name: tree[name]})]) for name in sorted(tree)]
+
+
 def serve(workload, path, peer):
     """`peer`: load(networks), place(inputs), update(placed) -> losses (and priorities), number(loss), networks(), finish."""
     record = read(path)
@@ -98,7 +133,8 @@ def serve(workload, path, peer):
         losses = max(losses, difference([peer.number(loss) for loss in out["losses"]], wanted))
         if "priorities" in out:
             losses = max(losses, difference([out["priorities"]], [record[f"{index}.priorities"]]))
-    parameters = difference(flat(peer.networks()), flat(networks(record, "after", workload)))
+    trees = peer.networks(), networks(record, "after", workload)
+    parameters = difference(*(compared(tree, workload) for tree in trees))
     first = peer.place(inputs(record, 0, workload))
     for _ in range(5):
         peer.finish(peer.update(first))

@@ -21,7 +21,26 @@ def network(layers, x):
     return x
 
 
-mlp = jax.vmap(network, (0, None))
+mlp, own_mlp = jax.vmap(network, (0, None)), jax.vmap(network)
+
+
+def look(layers, image):
+    """(n, B, features). The encoders one after the other: vmap groups their convolutions, ten times slower here."""
+    *convolutions, (weight, bias) = layers
+
+    def one(member):
+        x = image
+        for index, (kernel, shift) in enumerate(convolutions):
+            order = ("NHWC", "OIHW", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel[member], (1, 1), "SAME", dimension_numbers=order) + shift[member]
+            if index + 1 < len(convolutions):
+                # The gradient of a maximum by reduce_window is slower on a processor.
+                n, height, width, channels = x.shape
+                x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+            x = jax.nn.relu(x)
+        return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+    return jnp.stack([one(member) for member in range(len(weight))]) @ weight + bias[:, None]
 
 
 def draw(out, noise):
@@ -87,6 +106,38 @@ def off2onrl(state, b):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
+def pixels(state, b):
+    (nets, m, v, step), step_now = state, state[3] + 1
+    alpha, separate, half = jnp.exp(nets["temperature"]), "actor_eyes" in nets, len(nets["critic"][0][0]) // 2
+    wide = lambda features, action: pair(*(jnp.broadcast_to(array, (2 * half, *array.shape[-2:]))
+                                           for array in (features, action)))
+    act = lambda actor, features: own_mlp(actor, features) if separate else mlp(actor, features[0])
+    following = look(nets["actor_eyes" if separate else "critic_eyes"], b["next_image"])
+    action, log_prob = draw(act(nets["actor"], following), b["next_noise"])
+    q = own_mlp(nets["target"], wide(look(nets["target_eyes"], b["next_image"]), action))[..., 0]
+    value = jnp.minimum(q[:half], q[half:]) - alpha * log_prob
+    y = jax.lax.stop_gradient(b["reward"] + common.DISCOUNT * (1 - b["terminated"]) * value)
+
+    def loss(trained):
+        seen = look(trained["critic_eyes"], b["image"])
+        q = own_mlp(trained["critic"], wide(seen, b["action"]))[..., 0]
+        critic = jnp.square(q - jnp.tile(y, (2, 1))).mean(1).sum()
+        fixed = jax.lax.stop_gradient(seen)
+        own = look(trained["actor_eyes"], b["image"]) if separate else fixed
+        action, log_prob = draw(act(trained["actor"], own), b["noise"])
+        q = own_mlp(nets["critic"], wide(fixed, action))[..., 0]
+        actor = (alpha * log_prob - jnp.minimum(q[:half], q[half:]).mean(0)).mean()
+        temperature = -(trained["temperature"] * (jax.lax.stop_gradient(log_prob).mean() - action.shape[-1]))
+        return critic + actor + temperature, (critic, actor, temperature)
+
+    trained = {name: value for name, value in nets.items() if not name.startswith("target")}
+    (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+    trained, m, v = adam(step_now, trained, gradients, m, v)
+    targets = {name: follow(nets[name], trained[name.replace("target", "critic")]) for name in nets if name not in m}
+    return ({**trained, **targets}, m, v, step_now), {"losses": losses}
+
+
+@functools.partial(jax.jit, donate_argnums=0)
 def wsrl(state, b):
     nets, m, v, step = state
     alpha = jax.nn.softplus(nets["temperature"])
@@ -124,26 +175,30 @@ def wsrl(state, b):
 
 class Peer:
     def __init__(self, workload):
-        self.function = {"off2onrl": off2onrl, "wsrl": wsrl}[workload]
+        self.function = {"off2onrl": off2onrl, "wsrl": wsrl}.get(workload, pixels)
 
     def load(self, nets):
         # Every network of a stack sees its own bias as a row.
-        narrow = lambda tree: [[layer[0]] + [array[:, 0] for array in layer[1:]] for layer in tree]
+        row = lambda array: array[:, 0] if array.ndim == 3 else array
+        narrow = lambda tree: [[layer[0]] + [row(array) for array in layer[1:]] for layer in tree]
         nets = {name: jax.tree.map(jnp.asarray, narrow(tree) if isinstance(tree, list) else tree)
                 for name, tree in nets.items()}
         nets["temperature"] = nets["temperature"].reshape(())
-        zeros = lambda: jax.tree.map(jnp.zeros_like, {name: nets[name] for name in nets if name != "target"})
+        zeros = lambda: jax.tree.map(
+            jnp.zeros_like, {name: nets[name] for name in nets if not name.startswith("target")})
         self.state = (nets, zeros(), zeros(), jnp.zeros((), jnp.int32))
 
     def place(self, batch):
-        return jax.tree.map(jnp.asarray, batch)
+        channels_last = lambda array: array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+        return jax.tree.map(lambda array: jnp.asarray(channels_last(array)), batch)
 
     def update(self, b):
         self.state, out = self.function(self.state, b)
         return out
 
     def networks(self):
-        wide = lambda tree: [[layer[0]] + [array[:, None] for array in layer[1:]] for layer in tree]
+        row = lambda weight, array: array[:, None] if weight.ndim == 3 else array
+        wide = lambda tree: [[layer[0]] + [row(layer[0], array) for array in layer[1:]] for layer in tree]
         return {name: jax.tree.map(np.asarray, wide(tree) if isinstance(tree, list) else tree)
                 for name, tree in self.state[0].items()}
 

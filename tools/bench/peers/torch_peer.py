@@ -21,6 +21,20 @@ def mlp(layers, x):
     return x
 
 
+def look(layers, image):
+    """(n, B, features). The encoders one after the other: grouped convolutions are slower on a processor."""
+    *convolutions, (weight, bias) = layers
+
+    def one(member):
+        x = image
+        for index, (kernel, shift) in enumerate(convolutions):
+            x = F.conv2d(x, kernel[member], shift[member], padding=1)
+            x = F.relu(F.max_pool2d(x, 2) if index + 1 < len(convolutions) else x)
+        return x.flatten(1)
+
+    return torch.baddbmm(bias, torch.stack([one(member) for member in range(len(weight))]), weight)
+
+
 def fixed(layers):
     return [[array.detach() for array in layer] for layer in layers]
 
@@ -59,6 +73,31 @@ def off2onrl(nets, b):
         priorities.clamp(*common.PRIORITY_RANGE)
 
 
+def pixels(nets, b):
+    alpha = nets["temperature"].detach().exp()
+    separate = "actor_eyes" in nets
+    beside = lambda features, action: torch.cat([features, action.expand(len(features), -1, -1)], -1)
+    with torch.no_grad():
+        following = look(nets["actor_eyes" if separate else "critic_eyes"], b["next_image"])
+        action, log_prob = draw(mlp(nets["actor"], following.squeeze(0)), b["next_noise"])
+        q = mlp(nets["target"], wide(nets["target"], beside(look(nets["target_eyes"], b["next_image"]), action)))
+        value = torch.minimum(*q.squeeze(-1).chunk(2)) - alpha * log_prob
+        y = b["reward"] + common.DISCOUNT * (1 - b["terminated"]) * value
+    seen = look(nets["critic_eyes"], b["image"])
+    q = mlp(nets["critic"], wide(nets["critic"], beside(seen, b["action"]))).squeeze(-1)
+    critic = (q - y.repeat(2, 1)).square().mean(1).sum()
+    own = look(nets["actor_eyes"], b["image"]) if separate else seen.detach().squeeze(0)
+    action, log_prob = draw(mlp(nets["actor"], own), b["noise"])
+    q = mlp(fixed(nets["critic"]), wide(nets["critic"], beside(seen.detach(), action))).squeeze(-1)
+    actor = (alpha * log_prob - torch.minimum(*q.chunk(2)).mean(0)).mean()
+    temperature = -(nets["temperature"] * (log_prob.detach().mean() - action.shape[-1]))
+    return critic + actor + temperature, (critic, actor, temperature)
+
+
+def wide(layers, x):
+    return x.expand(len(layers[0][0]), -1, -1)
+
+
 def critic_loss(nets, b):
     with torch.no_grad():
         action, _ = draw(mlp(nets["actor"], b["next_observation"]), b["next_noise"])
@@ -85,13 +124,15 @@ class Peer:
     def __init__(self, workload, compiled):
         self.workload = workload
         wrap = torch.compile if compiled else lambda f: f
-        self.losses, self.critic_loss, self.actor_loss = wrap(off2onrl), wrap(critic_loss), wrap(actor_loss)
+        losses = pixels if workload in common.EYES else off2onrl
+        self.losses, self.critic_loss, self.actor_loss = wrap(losses), wrap(critic_loss), wrap(actor_loss)
 
     def load(self, nets):
         self.nets = {name: [[torch.from_numpy(a) for a in layer] for layer in tree] if isinstance(tree, list)
                      else torch.tensor(float(tree)) for name, tree in nets.items()}
         parameters = {name: common.flat({name: tree}) for name, tree in self.nets.items()}
-        self.targets, self.critics = parameters.pop("target"), parameters["critic"]
+        take = lambda name, of: [array for part in (name, name + "_eyes") for array in of(part, [])]
+        self.targets, self.critics = take("target", parameters.pop), take("critic", parameters.get)
         for arrays in parameters.values():
             for array in arrays:
                 array.requires_grad_()
@@ -99,8 +140,9 @@ class Peer:
         self.adam = {name: adam(arrays) for name, arrays in parameters.items()}
 
     def place(self, batch):
-        return {name: self.place(value) if isinstance(value, dict) else torch.from_numpy(value)
-                for name, value in batch.items()}
+        tensor = lambda array: torch.from_numpy(array).contiguous(
+            memory_format=torch.channels_last if array.ndim == 4 else torch.contiguous_format)
+        return {name: self.place(value) if isinstance(value, dict) else tensor(value) for name, value in batch.items()}
 
     def step(self, loss, names):
         for name in names:
@@ -110,11 +152,11 @@ class Peer:
             self.adam[name].step()
 
     def update(self, b):
-        if self.workload == "off2onrl":
-            loss, losses, priorities = self.losses(self.nets, b)
-            self.step(loss, ("actor", "critic", "temperature", "density"))
+        if self.workload != "wsrl":
+            loss, losses, *priorities = self.losses(self.nets, b)
+            self.step(loss, self.adam)
             self.follow()
-            return {"losses": losses, "priorities": priorities}
+            return {"losses": losses, **({"priorities": priorities[0]} if priorities else {})}
         for step in range(common.CRITIC_STEPS):
             critic = self.critic_loss(self.nets, {name: value[step] for name, value in b["steps"].items()})
             self.step(critic, ("critic",))
