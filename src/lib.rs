@@ -27,6 +27,7 @@
 //! | 1 | [`episode`] | data sets |
 //! | 1 | [`nn`] | stacked networks, tanh-Gaussian, Adam; no RL words |
 //! | 0 | [`kernels`] | fused operations of the learner on a GPU |
+//! | 0 | [`pixels`] | images of single cameras out of frames and back; PNG |
 //! | 0 | [`clock`] | the only reader of the time |
 //! | 0 | [`spaces`] | observation and action names, step records, minibatches |
 //!
@@ -60,6 +61,7 @@ pub mod golden;
 pub mod kernels;
 pub mod learner;
 pub mod nn;
+pub mod pixels;
 pub mod policy;
 pub mod replay;
 pub mod rl;

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fieldtune::episode::{About, Choices, Ends, read, write_lerobot};
-use fieldtune::spaces::Spaces;
+use fieldtune::episode::{About, Choices, Ends, Images, lerobot_cameras, lerobot_images, read, write_lerobot};
+use fieldtune::spaces::{FrameShape, Spaces};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -52,6 +52,39 @@ fn hdf5_of_every_layout_and_filter() {
         eprintln!("{name}: {accepted} of 500 mutations left a readable file");
         assert!((1..500).contains(&accepted), "the mutations do not reach the reader");
     }
+}
+
+/// Every image of a set, without keeping it.
+fn all_images(set: &Path) -> bool {
+    lerobot_cameras(set).is_ok_and(|cameras| cameras.iter().all(|c| lerobot_images(set, c, &mut |_| Ok(())).is_ok()))
+}
+
+#[test]
+fn images_of_lerobot() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    let mut data = read(&fixture("d4rl.npz"), &Choices::default()).unwrap();
+    let shape = FrameShape { width: 12, height: 10, channels: 3 };
+    let pixels = |count: usize| (0..count * shape.bytes()).map(|i| (i * i % 251) as u8).collect();
+    data.images = Some(Images { shape, steps: pixels(data.steps()), finals: Vec::new() });
+    let named = |n: usize| (0..n).map(|i| i.to_string()).collect();
+    let spaces = Spaces { observation: named(5), action: named(2) };
+    write_lerobot(&set, &data, &About { spaces: &spaces, nominal_hz: Some(20.0), task: "" }).unwrap();
+    assert!(all_images(&set));
+    let file = set.join("data/chunk-000/file-000.parquet");
+    let original = std::fs::read(&file).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut accepted = 0;
+    for round in 0..500 {
+        let mut bytes = original.clone();
+        mutate(&mut bytes, &mut rng);
+        std::fs::write(&file, &bytes).unwrap();
+        let (readable, peak) = peak_of(|| all_images(&set));
+        accepted += usize::from(readable);
+        assert!(peak <= 1100 * original.len() + (8 << 20), "round {round}: {peak} bytes");
+    }
+    eprintln!("{accepted} of 500 mutations left readable images");
+    assert!((1..500).contains(&accepted), "the mutations do not reach the reader");
 }
 
 #[test]

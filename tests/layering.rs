@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, u8)] = &[
     ("clock", 0),
     ("kernels", 0),
+    ("pixels", 0),
     ("spaces", 0),
     ("config", 1),
     ("telemetry", 1),

@@ -9,9 +9,12 @@ use std::time::Duration;
 use fieldtune::clock::{Clock, monotonic};
 use fieldtune::config::LinkKind;
 use fieldtune::policy::manifest::{Manifest, sha256};
+use fieldtune::replay::{Access, Store};
 use fieldtune::robot::link;
+use fieldtune::spaces::{StepFlags, StepRecord};
 use firmware_bridge::{DriveState, Frame, Header, Hello, Message};
 use rustix::process::{Pid, Signal, kill_process};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldtune");
@@ -174,6 +177,97 @@ fn good_bundles_are_swapped_in_and_bad_ones_refused_while_the_loop_runs_on() {
     assert!(ended.success(), "{}", running.last_words());
 }
 
+/// A bundle whose every member acts by `tanh(gain * theta_rad_s + bias)`, nearly without noise.
+fn linear_policy(folder: &Path, name: &str, gain: f32, bias: f32) -> PathBuf {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pendulum-cql/weights.safetensors");
+    let bytes = std::fs::read(shipped).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    // Member after member: inputs in rows, units in columns.
+    let places = |key: &str| -> &[(usize, f32)] {
+        match key {
+            "actor.w0" => &[(2 * 64, 1.0), (2 * 64 + 1, -1.0)],
+            "actor.w1" => &[(0, 1.0), (64 + 1, 1.0)],
+            "actor.w2" => &[(0, 1.0), (2, -1.0)],
+            "actor.b2" => &[(0, 1.0), (1, -5.0)],
+            _ => &[],
+        }
+    };
+    let changed = tensors.iter().map(|(key, tensor)| {
+        let mut data = tensor.data().to_vec();
+        if key.starts_with("actor") {
+            data.fill(0);
+            let member = data.len() / 5;
+            for (at, value) in places(key) {
+                let value = match (key, at) {
+                    ("actor.w2", _) => value * gain,
+                    ("actor.b2", 0) => value * bias,
+                    _ => *value,
+                };
+                (0..5).for_each(|k| data[k * member + 4 * at..][..4].copy_from_slice(&value.to_le_bytes()));
+            }
+        }
+        (key.to_owned(), tensor.shape().to_vec(), data)
+    });
+    let changed: Vec<_> = changed.collect();
+    let views =
+        changed.iter().map(|(key, shape, data)| (key, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    let (file, bundle) = (folder.join(format!("{name}.safetensors")), folder.join(name));
+    std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["policy", "import", "--raw-state", "--out"]).arg(&bundle);
+    let made = command.args(["--config", "config/quickstart.toml"]).arg(file).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    bundle
+}
+
+/// Swaps the bad policy in for one that damps the swing, and waits until the process goes back by itself.
+fn goes_back(settings: &[&str], gain: f32, bias: f32, reason: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let good = linear_policy(folder.path(), "good", -0.2, 0.0);
+    let bad = linear_policy(folder.path(), "bad", gain, bias);
+    let bundle = format!("policy.bundle={}", good.display());
+    let all = [&["learner.enabled=false", "policy.exploration=deterministic", &bundle][..], settings].concat();
+    let mut running = Running::start(folder.path(), &all);
+    let before = running.reach("episodes", 3);
+    let swapped = running.ask(&["swap", bad.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&swapped.stdout).into_owned();
+    assert!(swapped.status.success() && said.contains("goes back by itself"), "it passes every check: {said}");
+    running.reach("swaps", 1);
+    let back = running.reach("rollbacks", 1);
+    let number = |status: &Value, key: &str| status[key].as_u64().unwrap();
+    running.reach("steps", number(&back, "steps") + 20);
+    let after = running.status().unwrap();
+    assert_eq!(after["generation"], before["generation"], "the policy before is in use: {after}");
+    let counts = ["swaps", "rollbacks", "dropped"].map(|key| number(&after, key));
+    assert_eq!(counts, [1, 1, 0], "once, and nothing is lost: {after}");
+    // Every step of the loop found its deadline or was counted: none was skipped over a swap.
+    let passed = number(&after, "ticks") - number(&before, "ticks");
+    assert!(passed >= number(&after, "steps") - number(&before, "steps"), "{before} {after}");
+    let metrics = std::fs::read_to_string(running.folder.join("metrics.jsonl")).unwrap();
+    let told: Vec<&str> = metrics.lines().filter(|line| line.contains("rolled_back")).collect();
+    assert!(told.len() == 1 && told[0].contains(reason), "{told:?}");
+    assert!(running.ask(&["status", "--stop"]).status.success());
+    assert!(running.child.wait().unwrap().success(), "{}", running.last_words());
+}
+
+/// The bad one pumps the swing up until it turns over at full speed, which ends an episode as a failure.
+#[test]
+fn a_policy_whose_return_collapses_goes_back_by_itself() {
+    let failing = "episode.failure=[{entry=\"theta_rad_s\",min=7.9,max=9.0},{entry=\"theta_rad_s\",min=-9.0,max=-7.9}]";
+    let settings = ["episode.max_steps=100", failing, "episode.failure_reward=-10000.0", "swap.trial_episodes=2"];
+    goes_back(&settings, 5.0, 0.0, "swap.return_drop");
+}
+
+#[test]
+fn a_policy_that_leans_on_the_limits_goes_back_by_itself() {
+    goes_back(
+        &["episode.max_steps=20", "safety.action_limit=0.8", "swap.trial_episodes=32"],
+        0.2,
+        4.0,
+        "swap.limited_share",
+    );
+}
+
 #[test]
 fn a_killed_run_goes_on_with_everything_it_had() {
     let folder = tempfile::tempdir().unwrap();
@@ -314,6 +408,20 @@ fn episodes_end_by_an_operators_word_and_by_conditions() {
     assert!(!answer.status.success() && said.contains("nothing was labelled"), "{said}");
     assert!(running.ask(&["status", "--stop"]).status.success());
     assert!(running.child.wait().unwrap().success());
+    // The run is over: the word goes straight into its buffer, and nobody's else.
+    let answer = running.ask(&["label", "success", "--episode", &ended]);
+    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(answer.status.success() && said.contains("labelled a success, no more a failure"), "{said}");
+    let answer = running.ask(&["label", "success", "--episode", "4000"]);
+    assert!(!answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("4000"));
+    let answer = running.ask(&["label", "success"]);
+    assert!(!answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("--episode"));
+    let store = Store::open(&running.folder.join("replay"), Access::ReadOnly).unwrap();
+    let mut record = StepRecord::default();
+    let labelled = (store.first_sequence()..=store.last_sequence())
+        .filter(|sequence| store.record(*sequence, &mut record).is_ok() && record.flags.contains(StepFlags::SUCCESS));
+    assert_eq!(labelled.count(), 1, "the label is on the disk");
+    drop(store);
 
     let mut failing = Running::start(folder.path(), &["learner.enabled=false", failing, "episode.hold_steps=5"]);
     let after = failing.reach("task_failures", 3);

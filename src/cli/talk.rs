@@ -1,9 +1,10 @@
 //! `fieldtune swap`, `fieldtune label` and `fieldtune status`: talking to a running process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use fieldtune::config::SwapAt;
+use fieldtune::config::{self, SwapAt};
+use fieldtune::replay::{Access, Store};
 use fieldtune::runtime::{Reply, Request, ask};
 use fieldtune::spaces::Outcome;
 
@@ -66,7 +67,7 @@ pub(super) struct StatusArgs {
 
 /// Say that an episode was a success or a failure.
 ///
-/// The episode under way ends with it. One that has ended is labelled in the replay buffer of the running process: its
+/// The episode under way ends with it. One that has ended is labelled in the replay buffer, after the run as well: its
 /// last step becomes terminated and gets the reward of the outcome (episode.success_reward, episode.failure_reward), in
 /// place of that of an outcome it had before. When the end of the episode is not in the buffer, the label is refused.
 #[derive(clap::Args)]
@@ -87,7 +88,7 @@ enum Word {
     Failure,
 }
 
-fn question(run: &std::path::Path, request: &Request) -> anyhow::Result<Reply> {
+fn question(run: &Path, request: &Request) -> anyhow::Result<Reply> {
     ask(run, request).with_context(|| format!("no process runs in {}", run.display()))
 }
 
@@ -116,9 +117,26 @@ pub(super) fn label(args: &LabelArgs) -> anyhow::Result<bool> {
         Word::Success => Outcome::Success,
         Word::Failure => Outcome::Failure,
     };
-    let reply = question(&args.run, &Request::Label { outcome, episode: args.episode })?;
+    let reply = match (ask(&args.run, &Request::Label { outcome, episode: args.episode }), args.episode) {
+        (Err(_), Some(episode)) => return label_stored(&args.run, episode, outcome),
+        (reply, _) => reply.with_context(|| {
+            format!("no process runs in {}; an episode that is stored there is named by --episode", args.run.display())
+        })?,
+    };
     say!("{}: {}", if reply.ok { "done" } else { "refused" }, reply.message);
     Ok(reply.ok)
+}
+
+/// A word on an episode of a run that is over, worth what its configuration says. The buffer refuses while any process
+/// has it open.
+fn label_stored(run: &Path, episode: u32, outcome: Outcome) -> anyhow::Result<bool> {
+    let episodes = config::load(&run.join("config.toml"), &[])?.episode;
+    let mut store = Store::open(&run.join("replay"), Access::ReadWrite)?;
+    let before = store.label(episode, outcome, |outcome| episodes.worth(outcome))?;
+    store.sync()?;
+    let before = before.map_or(String::new(), |before| format!(", no more a {before:?}").to_lowercase());
+    say!("done: episode {episode} is labelled a {}{before}; the run is over", format!("{outcome:?}").to_lowercase());
+    Ok(true)
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<bool> {

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::EpisodeConfig;
+use crate::spaces::Outcome;
+
 /// Which time a run lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -218,4 +221,14 @@ pub enum CutReturns {
     Plain,
     /// The mean reward of the episode, for ever.
     Steady,
+}
+
+impl EpisodeConfig {
+    /// What an outcome adds to the reward of the step that ends an episode.
+    pub fn worth(&self, outcome: Outcome) -> f32 {
+        match outcome {
+            Outcome::Success => self.success_reward,
+            Outcome::Failure => self.failure_reward,
+        }
+    }
 }

@@ -18,7 +18,9 @@ use std::path::Path;
 
 pub use dataset::{Dataset, DatasetProblem, Images};
 pub use error::{ArrayProblem, EpisodeError};
-pub use lerobot::{About, write_lerobot};
+pub use lerobot::{
+    About, LerobotCamera, Picture, lerobot_cameras, lerobot_final_images, lerobot_images, write_lerobot,
+};
 pub use npz::{Column, Numbers, write_columns, write_npz};
 pub use table::{Choices, Ends};
 

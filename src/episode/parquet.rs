@@ -1,6 +1,7 @@
-//! Columns of Parquet files: numbers and lists of numbers in, numbers, flags and texts out.
+//! Columns of Parquet files: numbers, lists of numbers and images in; those, flags and texts out.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,16 +12,22 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::{Type, TypePtr};
 
 use super::array::{Array, Arrays};
 use super::error::{ArrayProblem, EpisodeError};
+use crate::pixels;
 
 /// Rows read or written at a time.
 const ROWS: usize = 65_536;
 /// A column of equal numbers takes next to nothing; one of so many in so small a file is damaged or a trap.
 const MOST_NUMBERS_PER_BYTE: u64 = 1024;
+/// Images read or written at a time.
+const IMAGES: usize = 256;
+
+/// Takes bytes and path of an image, either of which may be missing.
+type TakeImage<'a> = dyn FnMut(Option<&[u8]>, Option<&str>) -> Result<(), EpisodeError> + 'a;
 
 /// The columns of files of one schema, one behind the other.
 pub(super) struct Table {
@@ -43,6 +50,66 @@ impl Table {
         let columns = reader.metadata().file_metadata().schema_descr().columns();
         let numbers = columns.iter().filter(|c| !matches!(c.physical_type(), Physical::BYTE_ARRAY | Physical::INT96));
         Ok(numbers.map(|column| name_of(column.path().parts())).collect())
+    }
+
+    /// Shows `take` every row of a column of images, which is a group of `bytes` and `path`; `false` where there is none.
+    pub(super) fn images(&self, name: &str, take: &mut TakeImage<'_>) -> Result<bool, EpisodeError> {
+        let problem = |problem| self.problem(name, problem);
+        let parts = ["bytes", "path"].map(|part| format!("{name}.{part}"));
+        for path in &self.files {
+            let reader = open(path).map_err(|e| problem(unreadable(&e)))?;
+            let columns = reader.metadata().file_metadata().schema_descr().columns();
+            let at = |part: &String| columns.iter().position(|c| name_of(c.path().parts()) == *part);
+            let [Some(bytes), Some(paths)] = parts.each_ref().map(at) else { return Ok(false) };
+            for group in 0..reader.num_row_groups() {
+                let column = |at| Texts::open(&reader, group, at).map_err(problem);
+                let (mut bytes, mut paths) = (column(bytes)?, column(paths)?);
+                loop {
+                    let (images, names) = (bytes.next().map_err(problem)?, paths.next().map_err(problem)?);
+                    if images.is_empty() {
+                        break;
+                    }
+                    if images.len() != names.len() {
+                        let found = vec![images.len() as u64, names.len() as u64];
+                        return Err(problem(ArrayProblem::Shape { found, wanted: "as many images as paths" }));
+                    }
+                    for (image, name) in images.iter().zip(&names) {
+                        let name = name.as_ref().and_then(|name| name.as_utf8().ok());
+                        take(image.as_ref().map(ByteArray::data), name)?;
+                    }
+                }
+            }
+        }
+        Ok(!self.files.is_empty())
+    }
+}
+
+/// A column of bytes or texts, some of which may be missing.
+struct Texts {
+    column: ColumnReaderImpl<ByteArrayType>,
+    /// Level of a text that is there.
+    there: i16,
+}
+
+impl Texts {
+    fn open(reader: &SerializedFileReader<File>, group: usize, at: usize) -> Result<Self, ArrayProblem> {
+        let group = reader.get_row_group(group).map_err(|e| unreadable(&e))?;
+        let there = group.metadata().column(at).column_descr().max_def_level();
+        match group.get_column_reader(at).map_err(|e| unreadable(&e))? {
+            ColumnReader::ByteArrayColumnReader(column) => Ok(Self { column, there }),
+            _ => Err(ArrayProblem::Type(String::from("no bytes"))),
+        }
+    }
+
+    /// The next rows; none at the end.
+    fn next(&mut self) -> Result<Vec<Option<ByteArray>>, ArrayProblem> {
+        let (mut values, mut defined) = (Vec::new(), Vec::new());
+        let read = self.column.read_records(IMAGES, Some(&mut defined), None, &mut values);
+        let (rows, ..) = read.map_err(|e| unreadable(&e))?;
+        let mut values = values.into_iter();
+        Ok((0..rows)
+            .map(|row| if defined.get(row).is_none_or(|level| *level == self.there) { values.next() } else { None })
+            .collect())
     }
 }
 
@@ -160,6 +227,13 @@ pub(super) enum Values<'a> {
     F32Lists(usize, &'a [f32]),
     /// Lists of one text each.
     TextLists(&'a [String]),
+    /// PNG files of one of several cameras, of frames with this width and height.
+    Png {
+        size: (u16, u16),
+        camera: usize,
+        cameras: usize,
+        frames: &'a [u8],
+    },
 }
 
 impl Values<'_> {
@@ -170,6 +244,16 @@ impl Values<'_> {
             Self::I64(values) => values.len(),
             Self::Text(values) | Self::TextLists(values) => values.len(),
             Self::F32Lists(width, values) => values.len() / (*width).max(1),
+            Self::Png { frames, .. } => frames.len() / self.frame_bytes().max(1),
+        }
+    }
+
+    fn frame_bytes(&self) -> usize {
+        match self {
+            Self::Png { size: (width, height), cameras, .. } => {
+                usize::from(*width) * usize::from(*height) * 3 * cameras
+            }
+            _ => 0,
         }
     }
 
@@ -181,6 +265,7 @@ impl Values<'_> {
         };
         let number = |name, physical| Type::primitive_type_builder(name, physical);
         let (list, one) = match self {
+            Self::Png { .. } => return image_schema(name),
             Self::Bool(_) => (false, number(name, Physical::BOOLEAN)),
             Self::F32(_) => (false, number(name, Physical::FLOAT)),
             Self::I64(_) => (false, number(name, Physical::INT64)),
@@ -202,7 +287,25 @@ impl Values<'_> {
         Ok(Arc::new(group.build()?))
     }
 
-    fn write(&self, rows: std::ops::Range<usize>, to: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
+    /// Writes rows as the next columns of `group`.
+    fn write(&self, rows: Range<usize>, group: &mut Group<'_, '_>) -> Result<(), ParquetError> {
+        if let Self::Png { .. } = self {
+            let names: Vec<ByteArray> = rows.clone().map(|row| format!("frame-{row:06}.png").as_str().into()).collect();
+            put(group, |to| to.typed::<ByteArrayType>().write_batch(&self.png(rows)?, None, None).map(drop))?;
+            return put(group, |to| to.typed::<ByteArrayType>().write_batch(&names, None, None).map(drop));
+        }
+        put(group, |to| self.write_one(rows, to))
+    }
+
+    fn png(&self, rows: Range<usize>) -> Result<Vec<ByteArray>, ParquetError> {
+        let Self::Png { size: (width, height), camera, cameras, frames } = *self else { return Ok(Vec::new()) };
+        let bytes = self.frame_bytes();
+        let frames = frames[rows.start * bytes..rows.end * bytes].chunks_exact(bytes.max(1));
+        let png = |frame| pixels::to_png(width, height, &pixels::of_camera(cameras, camera, frame));
+        frames.map(|frame| png(frame).map(ByteArray::from).map_err(ParquetError::General)).collect()
+    }
+
+    fn write_one(&self, rows: Range<usize>, to: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
         let texts = |values: &[String]| -> Vec<ByteArray> { values.iter().map(|v| v.as_str().into()).collect() };
         // One level says that the list is there, the other where a row begins.
         let levels = |width: usize| {
@@ -210,6 +313,7 @@ impl Values<'_> {
             (vec![1_i16; count], (0..count).map(|i| i16::from(i % width != 0)).collect::<Vec<_>>())
         };
         match *self {
+            Self::Png { .. } => return Ok(()),
             Self::Bool(values) => to.typed::<BoolType>().write_batch(&values[rows], None, None),
             Self::F32(values) => to.typed::<FloatType>().write_batch(&values[rows], None, None),
             Self::I64(values) => to.typed::<Int64Type>().write_batch(&values[rows], None, None),
@@ -226,6 +330,29 @@ impl Values<'_> {
         }
         .map(drop)
     }
+}
+
+type Group<'a, 'file> = SerializedRowGroupWriter<'a, &'file File>;
+
+/// Writes the next column of a group.
+fn put(
+    group: &mut Group<'_, '_>,
+    write: impl FnOnce(&mut SerializedColumnWriter<'_>) -> Result<(), ParquetError>,
+) -> Result<(), ParquetError> {
+    let Some(mut column) = group.next_column()? else { return Ok(()) };
+    write(&mut column)?;
+    column.close()
+}
+
+/// What the `datasets` package takes for an image.
+fn image_schema(name: &str) -> Result<TypePtr, ParquetError> {
+    let part = |name, text: Option<LogicalType>| {
+        let builder = Type::primitive_type_builder(name, Physical::BYTE_ARRAY).with_repetition(Repetition::REQUIRED);
+        builder.with_logical_type(text).build().map(Arc::new)
+    };
+    let fields = vec![part("bytes", None)?, part("path", Some(LogicalType::String))?];
+    let group = Type::group_type_builder(name).with_repetition(Repetition::REQUIRED).with_fields(fields);
+    Ok(Arc::new(group.build()?))
 }
 
 /// Writes a file; `notes` are keys with texts in its footer.
@@ -246,12 +373,13 @@ fn write_file(path: &Path, columns: &[(&str, Values<'_>)], notes: &[(&str, Strin
     let file = File::create(path)?;
     let mut writer = SerializedFileWriter::new(&file, Arc::new(schema), Arc::new(properties))?;
     let rows = columns.first().map_or(0, |(_, values)| values.rows());
-    for start in (0..rows).step_by(ROWS) {
+    // Readers take a group of images into memory at once.
+    let images = columns.iter().any(|(_, values)| matches!(values, Values::Png { .. }));
+    let most = if images { IMAGES } else { ROWS };
+    for start in (0..rows).step_by(most) {
         let mut group = writer.next_row_group()?;
         for (_, values) in columns {
-            let Some(mut column) = group.next_column()? else { break };
-            values.write(start..(start + ROWS).min(rows), &mut column)?;
-            column.close()?;
+            values.write(start..(start + most).min(rows), &mut group)?;
         }
         group.close()?;
     }

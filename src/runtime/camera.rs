@@ -16,6 +16,7 @@ use crate::camera::{self, Camera, CameraError, Capture, ImageFault, Recording, V
 use crate::clock::{Clock, Stamp, monotonic};
 use crate::config::{CameraConfig, CameraSource};
 use crate::control::{FrameConsumer, FrameProducer, frame_queue};
+use crate::pixels;
 use crate::replay::{Access, Store};
 use crate::spaces::Frame;
 use crate::telemetry::CameraCounters;
@@ -323,9 +324,7 @@ impl Bridge {
                 slot.pixels.copy_from_slice(&eye.plane);
                 break;
             }
-            for (pixel, colour) in slot.pixels.chunks_exact_mut(3 * cameras).zip(eye.plane.chunks_exact(3)) {
-                pixel[3 * camera..3 * camera + 3].copy_from_slice(colour);
-            }
+            pixels::put_camera(cameras, camera, &eye.plane, &mut slot.pixels);
         }
         if !self.frames.push(Arc::clone(&self.pool[at])) {
             return count(&c.dropped, 1);

@@ -191,11 +191,7 @@ impl Server {
             self.shared.verdict.say(episode, outcome);
             return Reply::ok(format!("episode {episode} ends as a {word} with its next step"));
         }
-        let worth = |outcome| match outcome {
-            Outcome::Success => self.labels.episode.success_reward,
-            Outcome::Failure => self.labels.episode.failure_reward,
-        };
-        match lock(&self.labels.replay).label(episode, outcome, worth) {
+        match lock(&self.labels.replay).label(episode, outcome, |outcome| self.labels.episode.worth(outcome)) {
             Ok(before) => {
                 let before = before.map_or(String::new(), |before| format!(", no more a {before:?}").to_lowercase());
                 let note = format!("episode {episode} is labelled a {word}{before}");

@@ -6,6 +6,7 @@
 //! [`ControlCounters`] and [`RobotCounters`].
 
 mod camera_counters;
+mod camera_log;
 mod chart;
 mod counters;
 mod event_file;

@@ -5,12 +5,14 @@
 //! | `/observation` | one number per entry, by name | when the observation was taken |
 //! | `/action` | one number per entry, as really applied | when the observation was used |
 //! | `/step` | episode, step, reward, flags, policy generation | when the observation was used |
+//! | `/camera`, or `/camera_00` and so on | a frame that an observation sees for the first time, as PNG | when it was taken |
 //!
 //! Messages are JSON with JSON schemas. Times are those of the run's clock: they begin anywhere, not in 1970.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Seek, Write};
+use std::sync::Arc;
 
 use mcap::records::MessageHeader;
 use mcap::{McapError, MessageStream, WriteOptions, Writer};
@@ -18,7 +20,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use crate::spaces::{Spaces, StepFlags, StepRecord};
+use super::camera_log::{self, Planes};
+use crate::spaces::{Frame, Spaces, StepFlags, StepRecord};
 
 /// Bytes of a chunk: what a truncated log loses at most.
 const CHUNK: u64 = 64 * 1024;
@@ -31,15 +34,18 @@ pub struct StepLog<W: Write + Seek> {
     writer: Writer<W>,
     spaces: Spaces,
     channels: [u16; 3],
+    cameras: Vec<u16>,
+    /// The frame that was written last.
+    frame: Option<Arc<Frame>>,
     steps: u32,
 }
 
 impl<W: Write + Seek> StepLog<W> {
-    /// Begins a log of a robot with these names; `nominal` says that nobody measured the times.
+    /// Begins a log of a robot with these names and so many cameras; `nominal` says that nobody measured the times.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn new(out: W, spaces: Spaces, nominal: bool) -> Result<Self, McapError> {
+    pub fn new(out: W, spaces: Spaces, cameras: usize, nominal: bool) -> Result<Self, McapError> {
         let notes: BTreeMap<_, _> =
             nominal.then(|| (String::from(NOMINAL), String::from("true"))).into_iter().collect();
         let options = WriteOptions::new()
@@ -65,7 +71,13 @@ impl<W: Write + Seek> StepLog<W> {
             channel("/action", named(&spaces.action))?,
             channel("/step", step)?,
         ];
-        Ok(Self { writer, spaces, channels, steps: 0 })
+        let image = camera_log::schema().to_string();
+        let mut camera = |topic: &String| {
+            let schema = writer.add_schema(camera_log::SCHEMA, "jsonschema", image.as_bytes())?;
+            writer.add_channel(schema, topic, "json", &notes)
+        };
+        let cameras = camera_log::topics(cameras).iter().map(&mut camera).collect::<Result<_, _>>()?;
+        Ok(Self { writer, spaces, channels, cameras, frame: None, steps: 0 })
     }
 
     /// Adds a record; one that is only an observation has no action and no step.
@@ -73,6 +85,12 @@ impl<W: Write + Seek> StepLog<W> {
     /// # Errors
     /// When it cannot be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<(), McapError> {
+        if let Some(frame) = &record.frame
+            && self.frame.as_ref() != Some(frame)
+        {
+            self.images(frame, record.capture_us)?;
+            self.frame = Some(Arc::clone(frame));
+        }
         let (channels, sequence) = (self.channels, self.steps);
         let header = |channel: usize, time_us: u64| {
             let time = time_us.saturating_mul(1000);
@@ -89,6 +107,19 @@ impl<W: Write + Seek> StepLog<W> {
             message(&mut self.writer, header(2, record.use_us), &fields)?;
         }
         self.steps += 1;
+        Ok(())
+    }
+
+    /// Adds the images of all cameras; a frame without a time of its own has that of the observation.
+    fn images(&mut self, frame: &Frame, capture_us: u64) -> Result<(), McapError> {
+        let time = if frame.capture_ns == 0 { capture_us.saturating_mul(1000) } else { frame.capture_ns };
+        let cameras = self.cameras.len();
+        for (camera, channel_id) in self.cameras.iter().enumerate() {
+            let image = camera_log::compressed(frame, cameras, camera, time).map_err(std::io::Error::other)?;
+            let header =
+                MessageHeader { channel_id: *channel_id, sequence: self.steps, log_time: time, publish_time: time };
+            message(&mut self.writer, header, &image)?;
+        }
         Ok(())
     }
 
@@ -165,22 +196,43 @@ pub enum LogProblem {
 /// When it is damaged, or was written by another program.
 pub fn read_step_log(bytes: &[u8]) -> Result<Logged, LogProblem> {
     let mut log = Logged::default();
+    let mut sight = Sight::default();
     for (number, message) in MessageStream::new(bytes)?.enumerate() {
         let message = message?;
         let topic = message.channel.topic.clone();
         let measured = !message.channel.metadata.contains_key(NOMINAL);
-        let time_us = if measured { message.log_time / 1000 } else { 0 };
-        log.add(&topic, time_us, &message.data).map_err(|reason| LogProblem::Message {
-            message: number,
-            topic,
-            reason,
-        })?;
+        let time_ns = if measured { message.log_time } else { 0 };
+        let added = if camera_log::is_camera(&topic) {
+            sight.planes.add(time_ns, &message.data)
+        } else {
+            log.add(&topic, time_ns / 1000, &message.data, &mut sight)
+        };
+        added.map_err(|reason| LogProblem::Message { message: number, topic, reason })?;
     }
     Ok(log)
 }
 
+/// What the next observation sees: the images since the last frame, or that frame.
+#[derive(Default)]
+struct Sight {
+    planes: Planes,
+    newest: Option<Arc<Frame>>,
+}
+
+impl Sight {
+    fn frame(&mut self) -> Result<Option<Arc<Frame>>, String> {
+        if let Some(frame) = self.planes.take() {
+            if let Some(before) = self.newest.as_ref().filter(|before| before.shape != frame.shape) {
+                return Err(format!("its images make {} instead of {}", frame.shape, before.shape));
+            }
+            self.newest = Some(Arc::new(frame));
+        }
+        Ok(self.newest.clone())
+    }
+}
+
 impl Logged {
-    fn add(&mut self, topic: &str, time_us: u64, data: &[u8]) -> Result<(), String> {
+    fn add(&mut self, topic: &str, time_us: u64, data: &[u8], sight: &mut Sight) -> Result<(), String> {
         let wrong = |e: serde_json::Error| e.to_string();
         let beyond = |()| String::from("more entries than a record has");
         if topic == "/observation" {
@@ -188,7 +240,8 @@ impl Logged {
             same(&mut self.spaces.observation, names)?;
             // An observation alone goes on where the last step ended.
             let (episode, step) = self.records.last().map_or((0, 0), |last| (last.episode, last.step + 1));
-            let mut record = StepRecord { episode, step, capture_us: time_us, ..StepRecord::default() };
+            let frame = sight.frame()?;
+            let mut record = StepRecord { episode, step, capture_us: time_us, frame, ..StepRecord::default() };
             record.flags = StepFlags::OBSERVATION_ONLY;
             record.observation.extend_from_slice(&values).map_err(|_| beyond(()))?;
             self.records.push(record);
@@ -258,17 +311,30 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
+    use crate::spaces::FrameShape;
+
+    /// Of two cameras; two steps share one.
+    fn frame_of(number: u32) -> Arc<Frame> {
+        let shape = FrameShape { width: 3, height: 2, channels: 6 };
+        let pixels = (0..36).map(|byte| (7 * byte + 5 * number) as u8).collect();
+        Arc::new(Frame { shape, sequence: number.into(), capture_ns: 999_000_123 + u64::from(number), pixels })
+    }
 
     fn log(steps: u32) -> Vec<u8> {
+        written(steps, false)
+    }
+
+    fn written(steps: u32, frames: bool) -> Vec<u8> {
         let spaces = Spaces { observation: vec!["cos".into(), "sin".into()], action: vec!["torque".into()] };
         let mut bytes = Cursor::new(Vec::new());
-        let mut log = StepLog::new(&mut bytes, spaces, false).unwrap();
+        let mut log = StepLog::new(&mut bytes, spaces, 2, false).unwrap();
         for step in 0..steps {
             let time = 1_000_000 + 50_000 * u64::from(step);
             let mut record =
                 StepRecord { episode: 3, step, capture_us: time, use_us: time + 700, ..Default::default() };
             record.reward = -0.5;
             record.observation.extend_from_slice(&[step as f32, 0.25]).unwrap();
+            record.frame = frames.then(|| frame_of(step / 2));
             if step + 1 == steps {
                 record.flags.insert(StepFlags::OBSERVATION_ONLY);
             } else {
@@ -314,6 +380,30 @@ mod tests {
             assert!(read_step_log(&bytes[..cut]).is_err(), "cut at {cut}");
         }
         for at in (0..bytes.len()).step_by(11) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x41;
+            let _ = read_step_log(&damaged);
+        }
+    }
+
+    #[test]
+    fn frames_are_written_once_and_read_back_for_every_step_that_saw_them() {
+        let bytes = written(5, true);
+        let topics = |topic: &str| {
+            let all = mcap::MessageStream::new(&bytes).unwrap().map(Result::unwrap);
+            all.filter(|message| message.channel.topic == topic).map(|message| message.log_time).collect::<Vec<_>>()
+        };
+        assert_eq!(topics("/camera_00"), [999_000_123, 999_000_124, 999_000_125]);
+        assert_eq!(topics("/camera_01").len(), 3);
+        let read = read_step_log(&bytes).unwrap();
+        for (step, record) in (0..).zip(&read.records) {
+            let (found, wanted) = (record.frame.as_ref().unwrap(), frame_of(step / 2));
+            assert_eq!(
+                (found.shape, found.capture_ns, &found.pixels),
+                (wanted.shape, wanted.capture_ns, &wanted.pixels)
+            );
+        }
+        for at in (0..bytes.len()).step_by(7) {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x41;
             let _ = read_step_log(&damaged);

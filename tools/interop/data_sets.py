@@ -209,6 +209,85 @@ def lerobot(args):
     imported(args, "lerobot_made", judge, made, expected, "--ends", "truncated")
 
 
+def frames(data, width=16, height=12):
+    """Smooth images, so that a video keeps them nearly, each different from the others."""
+    y, x = np.mgrid[:height, :width]
+    grey = lambda k: np.stack([(x * 9 + 11 * k) % 256, (y * 13 + 29 * k) % 256, (x * 3 + y * 5 + 53 * k) % 256], -1)
+    return np.stack([grey(k) for k in range(len(data["rewards"]))]).astype(np.uint8)
+
+
+def pixels_of(opened, name):
+    """What LeRobotDataset gives of a camera, as bytes: it holds colours in [0, 1], channels first."""
+    return np.stack([np.rint(np.asarray(opened[i][name]) * 255).astype(np.uint8).transpose(1, 2, 0)
+                     for i in range(len(opened))])
+
+
+def lerobot_images(args):
+    """Our frames read by LeRobotDataset; frames that LeRobot wrote, as images and as a video, read by us."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from importlib.metadata import version
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    judge, camera = f"lerobot {version('lerobot')}", "observation.images.front"
+    data = steps(5)
+    images = frames(data)
+    npz, folder, back = (os.path.join(args.work, name) for name in ("seen.npz", "seen_export", "seen_back.npz"))
+    shutil.rmtree(folder, ignore_errors=True)
+    np.savez(npz, **data, images=images, final_images=images[:3])
+    run(args, "export", npz, "--out", folder)
+    opened = LeRobotDataset("fieldtune/seen", root=folder)
+    table.append(("our frames by LeRobotDataset", judge, len(images),
+                  "" if np.array_equal(pixels_of(opened, "observation.images.camera"), images) else "images"))
+    mean = opened.meta.stats["observation.images.camera"]["mean"]
+    assert mean.shape == (3, 1, 1) and np.allclose(mean[:, 0, 0], images.mean((0, 1, 2)) / 255), "statistics"
+    run(args, "import", folder, "--out", back)
+    hashes = [json.loads(run(args, "inspect", path, "--json"))["values_sha256"] for path in (npz, back)]
+    table.append(("our frames, out and in", "SHA-256", len(images), "" if hashes[0] == hashes[1] else "the hash"))
+
+    one = lambda kind, n=1: {"dtype": kind, "shape": (n,), "names": None}
+    for kind in ("image", "video"):
+        name = {"image": "lerobot_images", "video": "lerobot_video"}[kind]
+        made = os.path.join(args.work, name)
+        shutil.rmtree(made, ignore_errors=True)
+        # A small set as a video is larger than it has to be: 64 x 48, so that the codec has blocks to work on.
+        written = images if kind == "image" else frames(data, 64, 48)
+        shape = {"dtype": kind, "shape": written.shape[1:], "names": ["height", "width", "channels"]}
+        writer = LeRobotDataset.create(f"fieldtune/{name}", fps=20, root=made, use_videos=kind == "video", features={
+            "observation.state": one("float32", 5), "action": one("float32", 2), "next.reward": one("float32"),
+            "next.done": one("bool"), camera: shape})
+        for _, steps_ in episodes(data):
+            for i in range(steps_.start, steps_.stop):
+                writer.add_frame({
+                    "observation.state": data["observations"][i], "action": data["actions"][i], camera: written[i],
+                    "next.reward": data["rewards"][i:i + 1], "next.done": np.array([i == steps_.stop - 1]), "task": "t"})
+            writer.save_episode()
+        writer.finalize()
+        expected = without(data, "final_observations")
+        expected["terminals"], expected["timeouts"] = np.zeros_like(data["terminals"]), data["terminals"] | data["timeouts"]
+        expected["capture_us"] = np.concatenate([
+            np.rint((np.arange(s.stop - s.start) / 20).astype(np.float32).astype(np.float64) * 1e6).astype(np.int64)
+            for _, s in episodes(data)])
+        seen = pixels_of(LeRobotDataset(f"fieldtune/{name}", root=made, video_backend="pyav"), camera)
+        expected["images"] = seen
+        if kind == "image":
+            assert np.array_equal(seen, images)
+            imported(args, name, judge, made, expected, "--ends", "truncated")
+            continue
+        if shutil.which("ffmpeg") is None:
+            print("skipped: a video that LeRobot made: ffmpeg is not on the PATH")
+            continue
+        # Two decoders interpolate colours differently: how much is said, and must be small.
+        out = os.path.join(args.work, f"{name}.npz")
+        run(args, "import", made, "--out", out, "--ends", "truncated")
+        got = np.load(out)["images"].astype(int)
+        off = np.abs(got - seen)
+        print(f"{name}: images differ from LeRobotDataset's by {off.mean():.3f} on average, {off.max()} at most, of 255; "
+              f"another step's by {np.abs(np.roll(got, 1, 0) - seen).mean():.1f}")
+        assert off.mean() < 2
+        imported(args, name, judge, made, without(expected, "images"), "--ends", "truncated", "--camera", "none")
+        if args.fixtures:
+            np.savez_compressed(os.path.join(args.fixtures, f"{name}.npz"), **expected)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default="target/release/fieldtune")
@@ -216,7 +295,7 @@ def main():
     parser.add_argument("--fixtures")
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
-    for part in (d4rl, robomimic, minari, pyarrow_reads_our_lerobot_set, lerobot):
+    for part in (d4rl, robomimic, minari, pyarrow_reads_our_lerobot_set, lerobot, lerobot_images):
         try:
             part(args)
         except ImportError as error:

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use fieldtune::config;
+use fieldtune::config::{self, CameraConfig};
 use fieldtune::episode::{self, About, Choices, Dataset, Ends, write_lerobot, write_npz};
 use fieldtune::policy::manifest::Manifest;
 use fieldtune::replay::{Store, episodes, export as episodes_of, open_damaged};
 use fieldtune::spaces::Spaces;
 use fieldtune::telemetry::read_step_log;
 
+use super::images::{Sight, see};
 use super::{folder, log};
 use crate::cli::ConfigArgs;
 
@@ -51,6 +52,8 @@ pub(in crate::cli) struct Import {
     overrides: Vec<String>,
     #[command(flatten)]
     choices: ChoiceArgs,
+    #[command(flatten)]
+    sight: Sight,
 }
 
 #[derive(clap::Args)]
@@ -71,6 +74,8 @@ pub(in crate::cli) struct Export {
     task: String,
     #[command(flatten)]
     choices: ChoiceArgs,
+    #[command(flatten)]
+    sight: Sight,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -86,10 +91,16 @@ pub(super) struct Loaded {
     spaces: Option<Spaces>,
 }
 
-/// Reads a data set, a log or a buffer.
-pub(super) fn load(source: &Path, choices: &Choices) -> anyhow::Result<Loaded> {
+/// Reads a data set, a log or a buffer; images of a set in the form of `robot`'s cameras.
+pub(super) fn load(
+    source: &Path,
+    choices: &Choices,
+    sight: &Sight,
+    robot: Option<&CameraConfig>,
+) -> anyhow::Result<Loaded> {
+    let nothing_open = *choices == Choices::default() && *sight == Sight::default();
     if source.extension().is_some_and(|e| e == "mcap") {
-        ensure!(*choices == Choices::default(), "{}: a log of fieldtune leaves nothing open", source.display());
+        ensure!(nothing_open, "{}: a log of fieldtune leaves nothing open", source.display());
         let bytes = std::fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
         let log = read_step_log(&bytes).with_context(|| source.display().to_string())?;
         let (observation, action) = (log.spaces.observation.len(), log.spaces.action.len());
@@ -98,27 +109,33 @@ pub(super) fn load(source: &Path, choices: &Choices) -> anyhow::Result<Loaded> {
     }
     let buffer = folder(source);
     if !buffer.join("trans.rrb").is_file() {
-        return Ok(Loaded { data: episode::read(source, choices)?, store: None, spaces: None });
+        let mut data = episode::read(source, choices)?;
+        see(source, sight, robot, &mut data)?;
+        return Ok(Loaded { data, store: None, spaces: None });
     }
-    ensure!(*choices == Choices::default(), "{}: a replay buffer leaves nothing open", source.display());
+    ensure!(nothing_open, "{}: a replay buffer leaves nothing open", source.display());
     let store = open_damaged(&buffer)?;
     Ok(Loaded { data: episodes_of(&store)?, store: Some(store), spaces: None })
 }
 
 pub(super) fn import(args: &Import) -> anyhow::Result<bool> {
     let choices = args.choices.choices();
-    let data = load(&args.source, &choices)?.data;
+    let config = args
+        .config
+        .as_ref()
+        .map(|config| ConfigArgs { config: config.clone(), method: None, overrides: args.overrides.clone() }.load());
+    let config = config.transpose()?;
+    let data = load(&args.source, &choices, &args.sight, config.as_ref().map(|config| &config.camera))?.data;
     describe(&data);
     if let Some(out) = &args.out {
         ensure!(out.extension().is_some_and(|e| e == "npz"), "{}: what is written is a .npz file", out.display());
         write_npz(out, &data)?;
         say!("written to {}; use it with --set replay.offline={}", out.display(), out.display());
     }
-    let Some(config) = &args.config else { return Ok(true) };
-    if args.out.is_none() && choices != Choices::default() {
+    let Some(mut config) = config else { return Ok(true) };
+    if args.out.is_none() && (choices != Choices::default() || args.sight != Sight::default()) {
         bail!("what you said about the data is kept in the file that --out names; without it a run would ask again");
     }
-    let mut config = ConfigArgs { config: config.clone(), method: None, overrides: args.overrides.clone() }.load()?;
     config.replay.offline.clone_from(args.out.as_ref().unwrap_or(&args.source));
     let store = fieldtune::runtime::open_offline(&config)?;
     say!(
@@ -139,6 +156,9 @@ fn describe(data: &Dataset) {
         data.action_dim,
         &data.hash()[..16]
     );
+    if let Some(images) = &data.images {
+        say!("with {}", images.shape);
+    }
     let largest = data.actions.iter().fold(0.0_f32, |largest, a| largest.max(a.abs()));
     if largest > 1.0 {
         say!(
@@ -149,12 +169,9 @@ fn describe(data: &Dataset) {
 
 pub(super) fn export(args: &Export) -> anyhow::Result<bool> {
     let out = &args.out;
-    let loaded = load(&args.source, &args.choices.choices())?;
+    let loaded = load(&args.source, &args.choices.choices(), &args.sight, None)?;
     let data = &loaded.data;
     let extension = out.extension().and_then(|e| e.to_str());
-    if data.images.is_some() && extension != Some("npz") {
-        say!("the camera's images are left out: only .npz takes them");
-    }
     let done = match extension {
         Some("npz") => {
             write_npz(out, data)?;

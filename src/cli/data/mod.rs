@@ -1,6 +1,7 @@
 //! `fieldtune data`.
 
 mod convert;
+mod images;
 mod inspect;
 mod log;
 mod sample;
@@ -82,6 +83,6 @@ fn folder(source: &Path) -> PathBuf {
 
 /// A buffer behind a path, or the data set in a file, with the buffer.
 pub(super) fn read(source: &Path) -> anyhow::Result<(Dataset, Option<Store>)> {
-    let loaded = convert::load(source, &Choices::default())?;
+    let loaded = convert::load(source, &Choices::default(), &images::Sight::default(), None)?;
     Ok((loaded.data, loaded.store))
 }

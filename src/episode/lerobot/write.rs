@@ -1,102 +1,19 @@
-//! LeRobot data sets, version 3: `meta/info.json`, `data/chunk-*/file-*.parquet`, `meta/episodes`, `meta/tasks.parquet`.
-//!
-//! Of a set of others are read `action`, `next.reward`, `next.done`, `timestamp` and the chosen observations; LeRobot does
-//! not tell a task that ended from an episode that was cut, and has no observation after the last action. What is
-//! written here has columns for both (`next.terminated`, `next.truncated`, `next.observation.state`) and for the stamp
-//! (`capture_us`), which LeRobot takes as further features. `timestamp` is the true time since the first observation of
-//! the episode.
+//! Writing a LeRobot set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::array::Arrays;
-use super::dataset::Dataset;
-use super::error::EpisodeError;
-use super::parquet::{self, Values};
-use super::table::{Choices, Table, choose};
+use super::super::dataset::{Dataset, Images};
+use super::super::error::EpisodeError;
+use super::super::parquet::{self, Values};
+use super::{FINAL_IMAGES, INFO, NEXT_STATE, NOMINAL, STATE, io};
+use crate::pixels;
 use crate::spaces::Spaces;
 
-const INFO: &str = "meta/info.json";
-const STATE: &str = "observation.state";
-const NEXT_STATE: &str = "next.observation.state";
-/// In `meta/info.json` of a set whose stamps were made from a rate.
-const NOMINAL: &str = "nominal_timestamps";
-
-/// Whether a folder is such a set.
-pub(super) fn is_one(folder: &Path) -> bool {
-    folder.join(INFO).is_file()
-}
-
-/// Reads a set; images are left alone.
-///
-/// # Errors
-/// When a file cannot be read, the version is another one, or a question is left open.
-pub(super) fn read(folder: &Path, choices: &Choices) -> Result<Dataset, EpisodeError> {
-    let path = folder.join(INFO);
-    let format = |reason: String| EpisodeError::Format { path: path.clone(), reason };
-    let text = fs::read(&path).map_err(|e| io("read", &path, e))?;
-    let info: Value = serde_json::from_slice(&text).map_err(|e| format(e.to_string()))?;
-    let version = info["codebase_version"].as_str().unwrap_or("without a version");
-    if !version.starts_with("v3.") {
-        let reason = format!("version {version} of LeRobot's format, read is v3; LeRobot converts older ones");
-        return Err(format(reason));
-    }
-    let mut data = parquet::Table::new(data_files(folder)?);
-    let names = data.names()?;
-    let observations: Vec<String> = names.iter().filter(|name| name.starts_with("observation")).cloned().collect();
-    let chosen = choose(folder, &observations, choices)?;
-    let (observation_dim, observations) = data.side_by_side(&chosen)?;
-    let (action_dim, actions) = data.matrix("action")?;
-    let mut numbers = |name| data.optional(name);
-    let episode: Vec<i64> =
-        numbers("episode_index")?.map_or_else(Vec::new, |a| a.numbers.iter().map(|v| *v as i64).collect());
-    let (done, terminated) = (numbers("next.done")?, numbers("next.terminated")?);
-    let truncated = numbers("next.truncated")?.filter(|_| terminated.is_some());
-    let next = numbers(NEXT_STATE)?.filter(|_| chosen == [STATE]);
-    let stamps = match numbers("capture_us")? {
-        _ if info[NOMINAL] == Value::Bool(true) => Vec::new(),
-        Some(exact) => exact.numbers.iter().map(|us| *us as u64).collect(),
-        None => {
-            let seconds = numbers("timestamp")?.map_or_else(Vec::new, |a| a.numbers);
-            seconds.iter().map(|s| (s * 1e6).round() as u64).collect()
-        }
-    };
-    let table = Table {
-        observation_dim,
-        action_dim,
-        rewards: numbers("next.reward")?.map(|a| a.to_f32()),
-        ended: terminated.or(done).map_or_else(|| vec![false; episode.len()], |a| a.to_flags()),
-        truncated: truncated.map(|a| a.to_flags()),
-        episode: Some(episode),
-        next_observations: next.map_or_else(Vec::new, |a| a.to_f32()),
-        capture_us: stamps,
-        observations,
-        actions,
-    };
-    table.into_dataset(folder, choices)
-}
-
-/// `data/chunk-*/file-*.parquet`, in order.
-fn data_files(folder: &Path) -> Result<Vec<PathBuf>, EpisodeError> {
-    let mut files = Vec::new();
-    for chunk in entries(&folder.join("data"))? {
-        files.extend(entries(&chunk)?.into_iter().filter(|file| file.extension().is_some_and(|e| e == "parquet")));
-    }
-    if files.is_empty() {
-        let reason = String::from("has no data/chunk-*/file-*.parquet");
-        return Err(EpisodeError::Format { path: folder.to_owned(), reason });
-    }
-    Ok(files)
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, EpisodeError> {
-    let listed = fs::read_dir(folder).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect());
-    let mut paths: Vec<PathBuf> = listed.map_err(|e| io("list", folder, e))?;
-    paths.sort();
-    Ok(paths)
-}
+/// Cameras of a set that is written have this name, and a number where there are several.
+const CAMERA: &str = "observation.images.camera";
 
 /// What a set says about itself beside its steps.
 #[derive(Clone, Debug)]
@@ -109,7 +26,7 @@ pub struct About<'a> {
     pub task: &'a str,
 }
 
-/// Writes a set into a new folder. The folder appears whole or not at all.
+/// Writes a set into a new folder, images as PNG in the data file. The folder appears whole or not at all.
 ///
 /// # Errors
 /// When the folder exists, the data contradict themselves, have stamps and a rate or neither, or cannot be written.
@@ -119,13 +36,19 @@ pub fn write_lerobot(folder: &Path, data: &Dataset, about: &About<'_>) -> Result
         let reason = String::from("exists; choose another folder");
         return Err(EpisodeError::Format { path: folder.to_owned(), reason });
     }
+    let cameras = data.images.as_ref().map_or(Some(0), |images| pixels::cameras(images.shape.channels));
+    let Some(cameras) = cameras else {
+        let reason = String::from("its images are not of cameras (3 channels each); only .npz takes them");
+        return Err(EpisodeError::Format { path: folder.to_owned(), reason });
+    };
+    let names = camera_names(cameras);
     let stamps = data.stamps(about.nominal_hz, folder)?;
     let mut unnamed = folder.as_os_str().to_owned();
     unnamed.push(".new");
     let unnamed = PathBuf::from(unnamed);
     // A leftover of a process that was killed.
     let _ = fs::remove_dir_all(&unnamed);
-    let written = write_into(&unnamed, data, &stamps, about)
+    let written = write_into(&unnamed, data, &stamps, &names, about)
         .and_then(|()| fs::rename(&unnamed, folder).map_err(|e| io("name", folder, e)));
     if written.is_err() {
         let _ = fs::remove_dir_all(&unnamed);
@@ -133,13 +56,42 @@ pub fn write_lerobot(folder: &Path, data: &Dataset, about: &About<'_>) -> Result
     written
 }
 
-fn write_into(folder: &Path, data: &Dataset, stamps: &[u64], about: &About<'_>) -> Result<(), EpisodeError> {
+/// Features of the cameras, in the order of the channels; sorted, they stay in it.
+fn camera_names(cameras: usize) -> Vec<String> {
+    match cameras {
+        1 => vec![String::from(CAMERA)],
+        several => (0..several).map(|camera| format!("{CAMERA}_{camera:02}")).collect(),
+    }
+}
+
+/// Columns of images, one for each camera.
+fn png<'a>(images: &'a Images, names: &'a [String], frames: &'a [u8]) -> impl Iterator<Item = (&'a str, Values<'a>)> {
+    let size = (images.shape.width, images.shape.height);
+    let column = move |camera| Values::Png { size, camera, cameras: names.len(), frames };
+    names.iter().enumerate().map(move |(camera, name)| (name.as_str(), column(camera)))
+}
+
+fn write_into(
+    folder: &Path,
+    data: &Dataset,
+    stamps: &[u64],
+    cameras: &[String],
+    about: &About<'_>,
+) -> Result<(), EpisodeError> {
     for part in ["data/chunk-000", "meta/episodes/chunk-000"] {
         let part = folder.join(part);
         fs::create_dir_all(&part).map_err(|e| io("make", &part, e))?;
     }
-    let features =
-        Columns::of(data, stamps, about).write(&folder.join("data/chunk-000/file-000.parquet"), data, about)?;
+    let features = Columns::of(data, stamps, about).write(
+        &folder.join("data/chunk-000/file-000.parquet"),
+        data,
+        cameras,
+        about,
+    )?;
+    if let Some(images) = data.images.as_ref().filter(|images| !images.finals.is_empty()) {
+        let columns: Vec<_> = png(images, cameras, &images.finals).collect();
+        parquet::write(&folder.join(FINAL_IMAGES), &columns, &[])?;
+    }
     write_episodes(&folder.join("meta/episodes/chunk-000/file-000.parquet"), data, about.task)?;
     write_tasks(&folder.join("meta/tasks.parquet"), about.task)?;
     let episodes = data.episode_ends.len();
@@ -153,7 +105,7 @@ fn write_into(folder: &Path, data: &Dataset, stamps: &[u64], about: &About<'_>) 
     if about.nominal_hz.is_some() {
         info[NOMINAL] = true.into();
     }
-    for (name, value) in [(INFO, info), ("meta/stats.json", statistics(data))] {
+    for (name, value) in [(INFO, info), ("meta/stats.json", statistics(data, cameras))] {
         let path = folder.join(name);
         fs::write(&path, format!("{value:#}")).map_err(|e| io("write", &path, e))?;
     }
@@ -209,7 +161,7 @@ impl Columns {
     }
 
     /// Writes all columns; returns what `meta/info.json` says about them.
-    fn write(&self, path: &Path, data: &Dataset, about: &About<'_>) -> Result<Value, EpisodeError> {
+    fn write(&self, path: &Path, data: &Dataset, cameras: &[String], about: &About<'_>) -> Result<Value, EpisodeError> {
         let (observation, action) = (&about.spaces.observation, &about.spaces.action);
         let mut columns = vec![
             (STATE, "float32", observation, Values::F32Lists(data.observation_dim, &data.observations)),
@@ -238,8 +190,14 @@ impl Columns {
             let names = if names.len() == width && !names.is_empty() { json!(names) } else { Value::Null };
             (String::from(*name), json!({"dtype": dtype, "shape": [width], "names": names}))
         };
-        let features: Map<String, Value> = columns.iter().map(feature).collect();
-        let columns: Vec<_> = columns.into_iter().map(|(name, _, _, values)| (name, values)).collect();
+        let mut features: Map<String, Value> = columns.iter().map(feature).collect();
+        let mut columns: Vec<_> = columns.into_iter().map(|(name, _, _, values)| (name, values)).collect();
+        if let Some(images) = &data.images {
+            let shape = [images.shape.height, images.shape.width, 3];
+            let feature = json!({"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]});
+            features.extend(cameras.iter().map(|name| (name.clone(), feature.clone())));
+            columns.extend(png(images, cameras, &images.steps));
+        }
         parquet::write(path, &columns, &[])?;
         Ok(Value::Object(features))
     }
@@ -281,7 +239,7 @@ fn write_tasks(path: &Path, task: &str) -> Result<(), EpisodeError> {
 }
 
 /// Smallest, largest, mean and standard deviation of every entry, which LeRobot normalises with.
-fn statistics(data: &Dataset) -> Value {
+fn statistics(data: &Dataset, cameras: &[String]) -> Value {
     let of = |values: &[f32], width: usize| {
         let rows = (values.len() / width.max(1)).max(1) as f64;
         let column = |entry: usize| values.iter().skip(entry).step_by(width).map(|v| f64::from(*v));
@@ -292,13 +250,39 @@ fn statistics(data: &Dataset) -> Value {
         json!({"min": all(f64::min, f64::INFINITY), "max": all(f64::max, f64::NEG_INFINITY), "mean": means,
             "std": means.iter().enumerate().map(spread).collect::<Vec<_>>(), "count": [values.len() / width.max(1)]})
     };
-    json!({
+    let mut all = json!({
         STATE: of(&data.observations, data.observation_dim),
         "action": of(&data.actions, data.action_dim),
         "next.reward": of(&data.rewards, 1),
-    })
+    });
+    if let Some(images) = &data.images {
+        for (camera, name) in cameras.iter().enumerate() {
+            all[name] = image_statistics(images, camera);
+        }
+    }
+    all
 }
 
-fn io(action: &'static str, path: &Path, source: std::io::Error) -> EpisodeError {
-    EpisodeError::Io { action, path: path.to_owned(), source }
+/// The same of the three colours of a camera, in [0, 1], with the axes that LeRobot wants.
+fn image_statistics(images: &Images, camera: usize) -> Value {
+    let mut seen = [[0_u64; 256]; 3];
+    for pixel in images.steps.chunks_exact(usize::from(images.shape.channels).max(1)) {
+        for (seen, value) in seen.iter_mut().zip(&pixel[3 * camera..]) {
+            seen[usize::from(*value)] += 1;
+        }
+    }
+    let each = |f: &dyn Fn(&[u64; 256]) -> f64| seen.iter().map(|seen| json!([[f(seen)]])).collect::<Vec<_>>();
+    let mean_of = |seen: &[u64; 256], value: &dyn Fn(f64) -> f64| {
+        let sum: f64 = seen.iter().zip(0..).map(|(count, v)| *count as f64 * value(f64::from(v) / 255.0)).sum();
+        sum / seen.iter().sum::<u64>().max(1) as f64
+    };
+    let mean = |seen: &[u64; 256]| mean_of(seen, &|v| v);
+    let end = |at: Option<usize>| at.unwrap_or_default() as f64 / 255.0;
+    json!({
+        "min": each(&|seen| end(seen.iter().position(|count| *count > 0))),
+        "max": each(&|seen| end(seen.iter().rposition(|count| *count > 0))),
+        "mean": each(&mean),
+        "std": each(&|seen| mean_of(seen, &|v| (v - mean(seen)).powi(2)).sqrt()),
+        "count": [images.steps.len() / images.shape.bytes().max(1)],
+    })
 }
