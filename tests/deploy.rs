@@ -113,6 +113,27 @@ fn the_commands_that_can_be_run_here_do_what_they_should() {
     assert!(run >= 6 && left >= 6, "{run} run, {left} left out of {commands:?}");
 }
 
+#[test]
+fn what_the_board_is_told_to_install_and_start_is_what_the_package_brings() {
+    let package = format!("fieldtune_{}_arm64.deb", env!("CARGO_PKG_VERSION"));
+    let read = |file: &str| std::fs::read_to_string(repository().join(file)).unwrap();
+    assert!(read("tools/package-jetson").contains("out/fieldtune_${version}_arm64.deb"));
+    let commands = commands();
+    let with = |start: &str| commands.iter().filter(|line| line.starts_with(start)).collect::<Vec<_>>();
+    let copied = with("scp ");
+    assert!(copied.len() == 1 && copied[0].contains(&format!(" target/jetson/{package} ")), "{copied:?}");
+    assert!(commands.contains(&format!("apt install ./{package}")), "{commands:?}");
+    for command in ["systemctl enable --now fieldtune", "journalctl -u fieldtune"] {
+        assert!(commands.iter().any(|line| line == command), "{command}");
+    }
+    assert!(read("tools/package-jetson").contains("tools/jetson/fieldtune.service"), "the unit is in the package");
+    // `sudo -u fieldtune`, with the folder that the commands write into.
+    assert!(unit("User=fieldtune").1 && unit("StateDirectory=fieldtune").1);
+    assert!(read("tools/jetson/sysusers.conf").lines().any(|line| line.starts_with("u fieldtune ")));
+    assert_eq!(with("sudoedit "), ["sudoedit /etc/fieldtune/robot.toml"]);
+    assert!(read("tools/package-jetson").contains("etc/fieldtune/robot.toml"));
+}
+
 /// The command of the unit as systemd starts it, and the README's question to it.
 fn as_a_service(board: &Board, question: &str) {
     let (start, notifies) = unit("Type=notify");

@@ -173,9 +173,14 @@ fn chromium_shows_the_live_page_and_the_report() {
     };
     assert!(empty.contains("<html>"), "{empty}");
     let run = folder.path().join("swing");
+    let sensor = folder.path().join("thermal/thermal_zone0");
+    std::fs::create_dir_all(&sensor).unwrap();
+    std::fs::write(sensor.join("type"), "soc-thermal\n").unwrap();
+    std::fs::write(sensor.join("temp"), "51250\n").unwrap();
+    let zones = format!("thermal.zones={}", folder.path().join("thermal").display());
     let directory = format!("run.directory={}", run.display());
-    let settings =
-        ["run.steps=100000", "run.evaluate_episodes=0", "episode.max_steps=10", "realtime.priority=0", &directory];
+    let short = ["run.steps=100000", "run.evaluate_episodes=0", "episode.max_steps=10", "realtime.priority=0"];
+    let settings = [&short[..], &[directory.as_str(), zones.as_str()]].concat();
     let mut running = Command::new(PROGRAM);
     running.current_dir(env!("CARGO_MANIFEST_DIR"));
     running.args(["run", "--config", "config/quickstart.toml", "--quiet", "--serve", "127.0.0.1:0"]);
@@ -198,6 +203,7 @@ fn chromium_shows_the_live_page_and_the_report() {
         "Running.",
         "policy generation",
         "steps dropped",
+        "<b>51.3</b><span>degrees at soc-thermal</span>",
         "Calibration gap",
         "Return of each episode",
         "<th>return</th>",

@@ -1,16 +1,14 @@
 //! `fieldtune bench`: measurements on this machine.
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use fieldtune::runtime::measure::{
-    Cyclictest, FleetOptions, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_camera, measure_fleet,
-    measure_pacing, measure_swaps, median,
+    Cyclictest, Pacing, PacingOptions, PacingRow, Scheme, SwapOptions, measure_camera, measure_pacing, measure_swaps,
+    median,
 };
 use fieldtune::telemetry::LatencySummary;
 use serde::Serialize;
 
-use super::bench_learner;
+use super::{bench_fleet, bench_learner};
 
 /// Measure this program on this machine.
 #[derive(clap::Subcommand)]
@@ -67,24 +65,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Steps to a learner elsewhere and policies back, over loopback (docs/fleet.md).
-    ///
-    /// Steps are those of HalfCheetah, 1 to 500 in a message, timed until the learner has them in its replay; policies
-    /// of 0.3, 3 and 20 MB, timed until the robot has them whole and their hash is right.
-    Fleet {
-        /// Messages, and policies, per row.
-        #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2000))]
-        rounds: u32,
-        /// A new folder for the learner's replay.
-        #[arg(long, value_name = "FOLDER")]
-        folder: PathBuf,
-        /// A free port.
-        #[arg(long, default_value_t = 17447)]
-        port: u16,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Fleet(bench_fleet::Args),
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
@@ -96,9 +77,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Swap { swaps, hz, cpu, json } => bench_swap(*swaps, *hz, *cpu, *json),
         Command::Learner(args) => bench_learner::run(args).map(|()| true),
         Command::Camera { jpeg, repeat, json } => bench_camera(jpeg, *repeat, *json).map(|()| true),
-        Command::Fleet { rounds, folder, port, json } => {
-            bench_fleet(&FleetOptions { rounds: *rounds, folder: folder.clone(), port: *port }, *json)
-        }
+        Command::Fleet(args) => bench_fleet::run(args).map(|()| true),
     }
 }
 
@@ -115,28 +94,6 @@ fn bench_camera(jpegs: &[std::path::PathBuf], repeat: u32, json: bool) -> anyhow
         say!("{:<6} {:<10} {:>3} x {:<3} {:>9.3}", row.format, row.image, row.side, row.side, row.ms);
     }
     Ok(())
-}
-
-fn bench_fleet(options: &FleetOptions, json: bool) -> anyhow::Result<bool> {
-    let rows = measure_fleet(options)?;
-    if json {
-        say!("{}", serde_json::to_string(&rows)?);
-        return Ok(true);
-    }
-    for row in rows {
-        let unit = if row.what == "steps" { "" } else { " bytes" };
-        say!(
-            "{:<6} {:>9}{unit:<6}  p50 {:>8.3} ms  p99 {:>8.3} ms  {:>10.0} {} per second  publisher kept {:.3} ms",
-            row.what,
-            row.size,
-            row.p50_ms,
-            row.p99_ms,
-            row.per_second,
-            if row.what == "steps" { "steps" } else { "MB" },
-            row.blocked_p50_ms
-        );
-    }
-    Ok(true)
 }
 
 #[derive(Serialize)]

@@ -10,6 +10,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod bench_fleet;
 mod bench_learner;
 mod check;
 mod collect;

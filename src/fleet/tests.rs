@@ -137,14 +137,21 @@ impl Learner {
         let all = (1..=store.last_sequence()).map(|q| store.record(q, &mut record).map(|()| record.clone()).unwrap());
         all.filter(|record| !record.flags.contains(StepFlags::SEAM)).collect()
     }
+
+    /// Whether the newest record is an observation lent to the step before: 1 or 0 transitions.
+    fn lent(&self) -> u64 {
+        let store = self.open.as_ref().unwrap().0.online();
+        let mut record = StepRecord::default();
+        store.record(store.last_sequence(), &mut record).unwrap();
+        u64::from(record.flags.contains(StepFlags::SEAM))
+    }
 }
 
 /// All records of a robot but a newest one whose end nobody knows yet.
 fn whole(robot: &Robot) -> Vec<StepRecord> {
     let mut record = StepRecord::default();
-    let last = robot.store.last_sequence();
-    let mut all: Vec<_> =
-        (1..=last).map(|q| robot.store.record(q, &mut record).map(|()| record.clone()).unwrap()).collect();
+    let held = robot.store.first_sequence()..=robot.store.last_sequence();
+    let mut all: Vec<_> = held.map(|q| robot.store.record(q, &mut record).map(|()| record.clone()).unwrap()).collect();
     if all.last().is_some_and(|newest| !newest.flags.contains(StepFlags::OBSERVATION_ONLY)) {
         all.pop();
     }
@@ -204,6 +211,38 @@ fn each_step_of_each_robot_arrives_exactly_once_whatever_dies_and_gets_lost() {
             learner.die(&mut rng, true);
         }
     }
+}
+
+#[test]
+fn of_a_ring_that_ran_over_what_is_left_arrives_and_nothing_is_joined_across_the_gap() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut learner = Learner::new();
+    let mut robot = Robot::new("a");
+    robot.store = Store::in_memory(LAYOUT, 64).unwrap();
+    for _ in 0..40 {
+        robot.step(&mut rng);
+        robot.exchange(&mut learner, &mut rng, 0.0);
+    }
+    let (before, lent) = (learner.records(), learner.lent());
+    // Nobody answers.
+    for _ in 0..200 {
+        robot.step(&mut rng);
+    }
+    for _ in 0..40 {
+        robot.exchange(&mut learner, &mut rng, 0.0);
+    }
+    let (arrived, left) = (learner.records(), whole(&robot));
+    assert!(before.len() > 30 && left.len() > 60, "{} before, {} left", before.len(), left.len());
+    assert_eq!(arrived[..before.len()], before);
+    assert_eq!(arrived[before.len()..], left);
+    let follows = |pair: &&[StepRecord]| {
+        (pair[0].episode, pair[0].step + 1) == (pair[1].episode, pair[1].step)
+            && !pair[1].flags.contains(StepFlags::GAP)
+            && !pair[0].flags.contains(StepFlags::OBSERVATION_ONLY)
+    };
+    let pairs = |records: &[StepRecord]| records.windows(2).filter(follows).count() as u64;
+    let wanted = pairs(&before) + lent + pairs(&left) + learner.lent();
+    assert_eq!(learner.open.as_ref().unwrap().0.online_transitions(), wanted);
 }
 
 #[test]

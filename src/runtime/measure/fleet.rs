@@ -1,32 +1,44 @@
-//! What the way between a robot and a learner elsewhere costs: steps there, policies back, over loopback.
+//! What the way between robots and a learner elsewhere costs: steps there, policies back, over loopback. The learner's
+//! side is this process, so that its processor time can be told from that of the robots, which play in another.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use serde::Serialize;
 
-use super::rig::spaces;
-use crate::clock::precise;
-use crate::config::{Config, SamplerKind};
-use crate::fleet::{Answer, ChunkRequest, FleetError, Link, Parcel, Side, Spool};
-use crate::replay::Store;
+use super::fleet_robots::{Order, PATIENCE, Seen, configuration};
+use crate::clock::{precise, process_cpu};
+use crate::fleet::{Answer, FleetError, Link, Parcel, Side};
 use crate::runtime::hub::{Hub, Shelf, hand_out};
-use crate::runtime::parts::{RuntimeError, Shared, layout, lock, open_replay};
+use crate::runtime::parts::{RuntimeError, Shared, open_replay};
 use crate::runtime::realtime::spawn;
-use crate::spaces::StepRecord;
+
+/// Steps in a message, bytes of a policy, where one robot plays.
+const ALONE: (&[u32], &[usize]) = (&[1, 10, 100, 500], &[300_000, 3_000_000, 20_000_000]);
+/// The same where several do.
+const TOGETHER: (&[u32], &[usize]) = (&[100], &[3_000_000]);
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
-    /// Messages, or policies, per row.
+    /// Messages of each robot, or policies, per row.
     pub rounds: u32,
+    /// Robots at once, for one group of rows each.
+    pub robots: Vec<u32>,
+    /// Time from one message of a robot to its next one; zero: the next one follows the answer.
+    pub every: Duration,
     /// A folder for the learner's replay.
     pub folder: PathBuf,
     /// A free port of this machine.
     pub port: u16,
+    /// What starts [`super::play_robots`].
+    pub robots_program: PathBuf,
 }
 
 /// One kind of message.
@@ -34,134 +46,179 @@ pub struct FleetOptions {
 pub struct FleetRow {
     /// `steps` or `policy`.
     pub what: &'static str,
+    /// Robots at once.
+    pub robots: u32,
     /// Steps, or bytes of a policy, per message.
     pub size: u64,
-    /// From the call that sends to the answer, or to the whole policy with its hash checked; milliseconds, median.
+    /// From the call that sends to the answer, or to the whole policy with its hash checked on the last of the robots;
+    /// milliseconds, median.
     pub p50_ms: f64,
     /// 99 of 100.
     pub p99_ms: f64,
     /// How long whoever publishes is kept; milliseconds, median. Not for steps.
     pub blocked_p50_ms: f64,
-    /// Steps, or megabytes, per second.
+    /// Steps, or megabytes, per second, of all robots together.
     pub per_second: f64,
+    /// Processor time of the learner's process per step, or per policy and robot; microseconds.
+    pub learner_us: f64,
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Steps in messages of some sizes, then policies of 0.3, 3 and 20 MB, through the learner's own threads. Robots have
-/// the dimensions of `HalfCheetah`.
+/// Steps in messages of some sizes, then policies, through the learner's own threads. Robots have the dimensions of
+/// `HalfCheetah`.
 ///
 /// # Errors
-/// When there is no link or no folder.
+/// When there is no link, no folder, or the robots fail.
 pub fn measure_fleet(options: &FleetOptions) -> Result<Vec<FleetRow>, RuntimeError> {
-    let mut config = Config::default();
-    config.robot.spaces = spaces();
-    config.replay.sampler = SamplerKind::Online;
-    config.replay.offline = PathBuf::new();
-    config.run.directory.clone_from(&options.folder);
-    let place = format!("tcp/127.0.0.1:{}", options.port);
-    (config.fleet.listen, config.fleet.connect) = (place.clone(), place);
-    let shared = Shared::new(bounded(1).0, Arc::new(AtomicBool::new(false)));
-    let replay = Arc::new(Mutex::new(open_replay(&config)?));
-    let hub = Hub::open(&config, &replay, &shared)?;
-    let learner = Arc::new(Link::open(&config.fleet, Side::Learner)?);
-    let (batches, pieces) = (learner.requests("records/*")?, learner.requests("policy")?);
-    let shelf = Arc::new(Shelf::default());
-    let threads = [
-        {
-            let shelf = Arc::clone(&shelf);
-            spawn("intake", &shared, move || hub.serve(&batches, &shelf, &bounded(1).0))?
-        },
-        {
-            let (shared, shelf) = (Arc::clone(&shared), Arc::clone(&shelf));
-            spawn("shelf", &shared.clone(), move || hand_out(&shared, &shelf, &pieces))?
-        },
-    ];
-    let robot = Link::open(&config.fleet, Side::Robot)?;
-    let (heard, announced) = bounded(1);
-    let _listener = robot.listen("policy", move |_, message| drop(heard.try_send(message.to_vec())))?;
-    let question = Spool::open(&options.folder)?.question(lock(&replay).online());
-    while robot.ask("records/robot", question.clone(), PATIENCE).is_err() {}
+    let learner = LearnerSide::open(options)?;
     let mut rows = Vec::new();
-    for steps in [1, 10, 100, 500] {
-        rows.push(send_steps(&config, options, &robot, steps)?);
+    for &robots in &options.robots {
+        let mut others = Robots::start(options, robots)?;
+        let (steps, policies) = if robots == 1 { ALONE } else { TOGETHER };
+        for &count in steps {
+            rows.push(others.send_steps(options, count)?);
+        }
+        for &size in policies {
+            rows.push(learner.publish(options.rounds, &others, size)?);
+        }
     }
-    for size in [300_000, 3_000_000, 20_000_000] {
-        rows.push(publish(options.rounds, &learner, &shelf, &robot, &announced, size)?);
-    }
-    shared.stop.store(true, Relaxed);
-    for thread in threads {
-        let _ = thread.join();
-    }
+    learner.close();
     Ok(rows)
 }
 
-fn send_steps(config: &Config, options: &FleetOptions, robot: &Link, steps: usize) -> Result<FleetRow, RuntimeError> {
-    let mut store = Store::in_memory(layout(config), 1 << 20)?;
-    // Of the newest step of a message the end is not known: it comes again.
-    for step in 0..=(options.rounds as usize * steps) as u32 {
-        store.append(&StepRecord {
-            step,
-            observation: std::iter::repeat_n(0.1, config.robot.spaces.observation_dim()).collect(),
-            action: std::iter::repeat_n(0.1, config.robot.spaces.action_dim()).collect(),
-            ..StepRecord::default()
-        })?;
-    }
-    let folder = options.folder.join(format!("robot-{steps}"));
-    std::fs::create_dir_all(&folder).map_err(RuntimeError::file(&folder))?;
-    let (spool, mut mark, mut times) = (Spool::open(&folder)?, None, Vec::new());
-    for _ in 0..options.rounds {
-        let begin = precise();
-        let (message, _) = spool.batch(&store, mark, steps + 1);
-        let answer = robot.ask(&format!("records/robot-{steps}"), message, PATIENCE)?;
-        mark = Answer::decode(&answer).map_err(FleetError::from)?.mark;
-        times.push(ms(begin));
-    }
-    let total: f64 = times.iter().sum::<f64>() / 1000.0;
-    let per_second = f64::from(options.rounds) * steps as f64 / total;
-    let (p50_ms, p99_ms) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
-    Ok(FleetRow { what: "steps", size: steps as u64, p50_ms, p99_ms, blocked_p50_ms: 0.0, per_second })
+/// The learner's threads, without a learner.
+struct LearnerSide {
+    link: Arc<Link>,
+    shelf: Arc<Shelf>,
+    shared: Arc<Shared>,
+    threads: [JoinHandle<Option<()>>; 2],
 }
 
-fn publish(
-    rounds: u32,
-    learner: &Link,
-    shelf: &Shelf,
-    robot: &Link,
-    announced: &Receiver<Vec<u8>>,
-    size: usize,
-) -> Result<FleetRow, RuntimeError> {
-    let (mut times, mut blocked) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        // No two policies alike, and none that compresses.
-        let content =
-            (0..size as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(round) >> 11) as u8).collect();
-        let parcel = Parcel { files: vec![("policy.onnx".into(), content)] };
-        let begin = precise();
-        let (bytes, offer) = parcel.encode(round);
-        shelf.put(offer, bytes);
-        learner.tell("policy", Answer { mark: None, offer: Some(offer) }.encode());
-        blocked.push(ms(begin));
-        let Ok(message) = announced.recv_timeout(PATIENCE) else {
-            return Err(FleetError::Silent { key: "policy".into() }.into());
-        };
-        let offer = Answer::decode(&message).map_err(FleetError::from)?.offer.unwrap_or(offer);
-        let mut arrived = Vec::new();
-        while (arrived.len() as u64) < offer.size {
-            let request = ChunkRequest { hash: offer.hash, offset: arrived.len() as u64 };
-            arrived.extend(robot.ask("policy", request.encode(), PATIENCE)?);
+impl LearnerSide {
+    fn open(options: &FleetOptions) -> Result<Self, RuntimeError> {
+        let config = configuration(&options.folder, options.port);
+        let shared = Shared::new(bounded(1).0, Arc::new(AtomicBool::new(false)));
+        let replay = Arc::new(Mutex::new(open_replay(&config)?));
+        let hub = Hub::open(&config, &replay, &shared)?;
+        let link = Arc::new(Link::open(&config.fleet, Side::Learner)?);
+        let (batches, pieces) = (link.requests("records/*")?, link.requests("policy")?);
+        let shelf = Arc::new(Shelf::default());
+        let (own, other) = (Arc::clone(&shelf), Arc::clone(&shelf));
+        let ending = Arc::clone(&shared);
+        let threads = [
+            spawn("intake", &shared, move || hub.serve(&batches, &own, &bounded(0).0))?,
+            spawn("shelf", &shared, move || hand_out(&ending, &other, &pieces))?,
+        ];
+        Ok(Self { link, shelf, shared, threads })
+    }
+
+    fn publish(&self, rounds: u32, robots: &Robots, size: usize) -> Result<FleetRow, RuntimeError> {
+        let (mut times, mut blocked, mut cpu) = (Vec::new(), Vec::new(), Duration::ZERO);
+        for round in 0..rounds {
+            // No two policies alike, and none that compresses.
+            let content =
+                (0..size as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(round) >> 11) as u8).collect();
+            let parcel = Parcel { files: vec![("policy.onnx".into(), content)] };
+            let (begin, cpu_before) = (precise(), process_cpu());
+            let (bytes, offer) = parcel.encode(round);
+            self.shelf.put(offer, bytes);
+            self.link.tell("policy", Answer { mark: None, offer: Some(offer) }.encode());
+            blocked.push(ms(precise().saturating_sub(begin)));
+            let mut last = begin;
+            for _ in 0..robots.count {
+                let Seen::Policy { at } = robots.next(PATIENCE)? else { return Err(Robots::lost()) };
+                last = last.max(at);
+            }
+            cpu += process_cpu().saturating_sub(cpu_before);
+            times.push(ms(last.saturating_sub(begin)));
         }
-        Parcel::decode(&arrived, &offer).map_err(FleetError::from)?;
-        times.push(ms(begin));
+        let sent = f64::from(rounds) * f64::from(robots.count);
+        let per_second = sent * size as f64 / 1e6 / (times.iter().sum::<f64>() / 1000.0);
+        let learner_us = cpu.as_secs_f64() * 1e6 / sent;
+        let row = row("policy", robots.count, size as u64, &mut times);
+        Ok(FleetRow { blocked_p50_ms: quantile(&mut blocked, 0.5), per_second, learner_us, ..row })
     }
-    let per_second = f64::from(rounds) * size as f64 / 1e6 / (times.iter().sum::<f64>() / 1000.0);
-    let (p50_ms, p99_ms) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
-    let blocked_p50_ms = quantile(&mut blocked, 0.5);
-    Ok(FleetRow { what: "policy", size: size as u64, p50_ms, p99_ms, blocked_p50_ms, per_second })
+
+    fn close(self) {
+        self.shared.stop.store(true, Relaxed);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
 }
 
-fn ms(begin: Duration) -> f64 {
-    precise().saturating_sub(begin).as_secs_f64() * 1000.0
+/// Robots in a process of their own; killed when dropped.
+struct Robots {
+    child: Child,
+    orders: Option<ChildStdin>,
+    seen: Receiver<Seen>,
+    count: u32,
+}
+
+impl Robots {
+    fn start(options: &FleetOptions, count: u32) -> Result<Self, RuntimeError> {
+        let mut child = Command::new(&options.robots_program)
+            .args(["bench", "fleet", "--play-robots"])
+            .args(["--robots", &count.to_string(), "--port", &options.port.to_string(), "--folder"])
+            .arg(options.folder.join(format!("robots-{count}")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(RuntimeError::file(&options.robots_program))?;
+        let (orders, lines) = (child.stdin.take(), child.stdout.take());
+        let (sender, seen) = bounded(1);
+        // Ends with the pipe, when the robots do.
+        let read = move || {
+            for line in lines.into_iter().flat_map(|lines| BufReader::new(lines).lines()).map_while(Result::ok) {
+                let Ok(line) = serde_json::from_str(&line) else { return };
+                let _ = sender.send(line);
+            }
+        };
+        Builder::new().name("robots".into()).spawn(read).map_err(RuntimeError::file("robots".as_ref()))?;
+        let robots = Self { child, orders, seen, count };
+        let Seen::Ready = robots.next(PATIENCE * 6)? else { return Err(Self::lost()) };
+        Ok(robots)
+    }
+
+    fn next(&self, patience: Duration) -> Result<Seen, RuntimeError> {
+        self.seen.recv_timeout(patience).map_err(|_| Self::lost())
+    }
+
+    fn lost() -> RuntimeError {
+        FleetError::Silent { key: "the robots' process".into() }.into()
+    }
+
+    fn send_steps(&mut self, options: &FleetOptions, count: u32) -> Result<FleetRow, RuntimeError> {
+        let order = Order { count, rounds: options.rounds, every: options.every };
+        let line = serde_json::to_string(&order).unwrap_or_default();
+        let cpu = process_cpu();
+        let written = self.orders.as_mut().map(|orders| writeln!(orders, "{line}"));
+        if !matches!(written, Some(Ok(()))) {
+            return Err(Self::lost());
+        }
+        let answer = self.next(PATIENCE * 6 + options.every * options.rounds)?;
+        let Seen::Steps { mut times, seconds } = answer else { return Err(Self::lost()) };
+        let steps = times.len() as f64 * f64::from(count);
+        let learner_us = process_cpu().saturating_sub(cpu).as_secs_f64() * 1e6 / steps;
+        let row = row("steps", self.count, count.into(), &mut times);
+        Ok(FleetRow { per_second: steps / seconds, learner_us, ..row })
+    }
+}
+
+impl Drop for Robots {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn row(what: &'static str, robots: u32, size: u64, times: &mut [f64]) -> FleetRow {
+    let (p50_ms, p99_ms) = (quantile(times, 0.5), quantile(times, 0.99));
+    FleetRow { what, robots, size, p50_ms, p99_ms, blocked_p50_ms: 0.0, per_second: 0.0, learner_us: 0.0 }
+}
+
+pub(super) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 fn quantile(times: &mut [f64], share: f64) -> f64 {

@@ -7,6 +7,7 @@
 mod camera;
 mod cyclictest;
 mod fleet;
+mod fleet_robots;
 mod learner;
 mod pacing;
 mod rig;
@@ -15,6 +16,7 @@ mod swaps;
 pub use camera::{CameraRow, measure_camera};
 pub use cyclictest::Cyclictest;
 pub use fleet::{FleetOptions, FleetRow, measure_fleet};
+pub use fleet_robots::play_robots;
 pub use learner::{
     Allocations, Beside, LearnerOptions, LearnerRow, LearnerSpeed, Workload, measure_beside, measure_learner,
     record_updates,
