@@ -312,15 +312,45 @@ fn actors_that_imitate_teach_a_shared_encoder() {
 }
 
 #[test]
+fn pretraining_goes_on_from_an_ensemble_and_leaves_a_frozen_encoder() {
+    let (pretrain, shared) = pretrain_config();
+    let first = Pretrainer::seeing(Some(FRAME), DIMS, &pretrain, &shared, 3).unwrap().weights().unwrap();
+    let go_on = |config: &PretrainConfig, trunk| {
+        let learner = LearnerConfig { trunk, ..shared.clone() };
+        Pretrainer::from_ensemble(&first, DIMS, config, &learner, 3)
+    };
+    let encoders = |weights: &EnsembleWeights| weights.actor.eyes.clone().unwrap().encoders;
+    for trunk in [TrunkKind::Shared, TrunkKind::Frozen] {
+        let mut pretrainer = go_on(&pretrain, trunk).unwrap();
+        let same = pretrainer.weights().unwrap();
+        let networks = |w: &EnsembleWeights| (w.actor.stack.clone(), w.critic1.clone(), w.critic2.clone());
+        assert!(networks(&same) == networks(&first) && encoders(&same) == encoders(&first));
+        let mut replay = data();
+        let before = pretrainer.step(&mut replay).unwrap().bellman_error;
+        let errors: Vec<f32> = (0..150).map(|_| pretrainer.step(&mut replay).unwrap().bellman_error).collect();
+        assert!(errors[149] < 0.7 * before, "{trunk:?}: {before} -> {}", errors[149]);
+        let after = pretrainer.weights().unwrap();
+        assert_eq!(encoders(&after) == encoders(&first), trunk == TrunkKind::Frozen);
+    }
+    let wide = PretrainConfig { hidden: vec![25, 24], ..pretrain.clone() };
+    assert!(go_on(&wide, TrunkKind::Frozen).err().unwrap().to_string().contains("pretrain.hidden"));
+}
+
+#[test]
 fn pretraining_resumes_to_the_byte() {
     let (pretrain, shared) = pretrain_config();
+    let first = Pretrainer::seeing(Some(FRAME), DIMS, &pretrain, &shared, 3).unwrap().weights().unwrap();
     for method in [PretrainMethod::Cql, PretrainMethod::BehaviourCloning] {
-        for trunk in [TrunkKind::Shared, TrunkKind::Separate] {
+        for trunk in [TrunkKind::Shared, TrunkKind::Separate, TrunkKind::Frozen] {
             let (pretrain, learner) =
                 (PretrainConfig { method, ..pretrain.clone() }, LearnerConfig { trunk, ..shared.clone() });
             let run = |dir: &Path, stop: Option<u32>| {
                 let mut replay = data();
-                let mut pretrainer = Pretrainer::seeing(Some(FRAME), DIMS, &pretrain, &learner, 3).unwrap();
+                let mut pretrainer = match trunk {
+                    TrunkKind::Frozen => Pretrainer::from_ensemble(&first, DIMS, &pretrain, &learner, 3),
+                    _ => Pretrainer::seeing(Some(FRAME), DIMS, &pretrain, &learner, 3),
+                }
+                .unwrap();
                 for update in 0..4 {
                     if Some(update) == stop {
                         pretrainer.save(dir).unwrap();
@@ -335,7 +365,8 @@ fn pretraining_resumes_to_the_byte() {
             let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
             assert!(run(dirs[0].path(), None) == run(dirs[1].path(), Some(2)), "{method:?} {trunk:?}");
             let other = LearnerConfig { trunk_features: FEATURES + 1, ..learner.clone() };
-            assert!(Pretrainer::load(dirs[0].path(), DIMS, &pretrain, &other, false).is_err());
+            let loaded = Pretrainer::load(dirs[0].path(), DIMS, &pretrain, &other, false);
+            assert_eq!(loaded.is_ok(), trunk == TrunkKind::Frozen, "a frozen encoder has the width it has");
         }
     }
 }

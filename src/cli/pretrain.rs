@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fieldtune::config::{Config, Exploration};
 use fieldtune::learner::pretrain::PretrainMetrics;
 use fieldtune::policy::{Bundle, Source};
-use fieldtune::runtime::{self, PretrainEvent, Pretrained, RunOptions};
+use fieldtune::runtime::{self, PretrainEvent, PretrainStart, Pretrained, RunOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgs, mean, stop_on_signal, this_program, write_json};
@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// Name of the bundle.
     #[arg(long)]
     name: Option<String>,
+    /// Go on with actors, critics and encoders of policy.bundle instead of random ones; with learner.trunk = "frozen"
+    /// its encoders stay, and an update costs a fraction.
+    #[arg(long, conflicts_with = "critic_only")]
+    from_bundle: bool,
     /// Keep the actors of policy.bundle and fit new critics to them (fitted Q evaluation).
     #[arg(long)]
     critic_only: bool,
@@ -42,12 +46,18 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let config = args.config.load()?;
     anyhow::ensure!(!args.best || config.pretrain.evaluate_every > 0, "--best needs pretrain.evaluate_every");
-    let actors = if args.critic_only { Some(Bundle::load(&config.policy.bundle)?) } else { None };
+    let wanted = args.from_bundle || args.critic_only;
+    let bundle = wanted.then(|| Bundle::load(&config.policy.bundle)).transpose()?;
+    let start = match &bundle {
+        None => PretrainStart::Random,
+        Some(bundle) if args.critic_only => PretrainStart::CriticsFor(bundle),
+        Some(bundle) => PretrainStart::Ensemble(bundle),
+    };
     let options = RunOptions::new(this_program()?, stop_on_signal()?);
     let bar = ProgressBar::new(config.pretrain.updates);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} updates, {eta} left  {msg}")?);
     let every = (config.pretrain.updates / 10).max(1);
-    let made = runtime::pretrain(&config, actors.as_ref(), &options, &mut |event| show(&bar, every, &event));
+    let made = runtime::pretrain(&config, start, &options, &mut |event| show(&bar, every, &event));
     bar.finish_and_clear();
     let made = made?;
     let complete = made.updates >= config.pretrain.updates;
@@ -58,7 +68,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
         write_json(path, &report(&config, &made))?;
     }
     let weights = made.best.as_ref().filter(|_| args.best).unwrap_or(&made.last);
-    let mut description = runtime::pretrained_description(&config, actors.as_ref(), made.updates);
+    let mut description = runtime::pretrained_description(&config, start, made.updates);
     if let Some(name) = &args.name {
         description.name.clone_from(name);
     }

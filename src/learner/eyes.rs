@@ -384,28 +384,6 @@ impl Eyes {
             _ => Ok(()),
         }
     }
-
-    /// Whether `other` has encoders of the same names and shapes.
-    pub(super) fn fits(&self, other: &Self) -> bool {
-        let sizes = |eyes: &Self| {
-            let named = eyes.named().into_iter();
-            let all =
-                named.map(|(name, trunk)| (name, trunk.frame(), trunk.features(), trunk.vars()[0].dims().to_vec()));
-            (eyes.proprioception, all.collect::<Vec<_>>())
-        };
-        sizes(self) == sizes(other)
-    }
-
-    /// Takes over the numbers of encoders of the same shape.
-    ///
-    /// # Errors
-    /// When the shapes differ.
-    pub(super) fn fill(&self, from: &Self) -> TensorResult<()> {
-        for ((_, to), (_, from)) in self.named().into_iter().zip(from.named()) {
-            copy_vars(&to.vars(), &from.vars())?;
-        }
-        Ok(())
-    }
 }
 
 fn trunks(

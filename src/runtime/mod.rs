@@ -43,7 +43,7 @@ pub use notify::ServiceManager;
 pub use offline::learn_recorded;
 pub use parts::{RuntimeError, open_offline};
 pub use playback::{Agreement, Difference, EpisodeReplay, Replayed, replay};
-pub use pretrain::{PretrainEvaluation, PretrainEvent, Pretrained, pretrain, pretrained_description};
+pub use pretrain::{PretrainEvaluation, PretrainEvent, PretrainStart, Pretrained, pretrain, pretrained_description};
 pub use run::{RunOptions, run};
 pub use socket::{Reply, Request, ask, ask_within};
 pub use source::{ActionSource, Hand};

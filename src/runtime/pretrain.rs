@@ -89,23 +89,42 @@ pub struct Pretrained {
     pub cpu_ms_per_update: f64,
 }
 
-/// Trains what `[pretrain]` describes on the data of `replay.offline`, or goes on with it. With `critics_for`, the
-/// actors of that bundle are kept and critics are fitted to them. Stops early, with a checkpoint, when
-/// `options.stop` is set.
+/// What training begins with, where there is no checkpoint to go on from.
+#[derive(Clone, Copy, Debug)]
+pub enum PretrainStart<'a> {
+    /// Random networks.
+    Random,
+    /// The ensemble of a bundle: actors, critics, target networks and encoders.
+    Ensemble(&'a Bundle),
+    /// The actors of a bundle, which stay as they are; critics are fitted to them.
+    CriticsFor(&'a Bundle),
+}
+
+impl<'a> PretrainStart<'a> {
+    fn bundle(self) -> Option<&'a Bundle> {
+        match self {
+            Self::Random => None,
+            Self::Ensemble(bundle) | Self::CriticsFor(bundle) => Some(bundle),
+        }
+    }
+}
+
+/// Trains what `[pretrain]` describes on the data of `replay.offline`, or goes on with it. Stops early, with a
+/// checkpoint, when `options.stop` is set.
 ///
 /// # Errors
 /// When there are no data, the folder is refused or complete, a loss is not finite, the robot of an evaluation
 /// fails, or the disk does.
 pub fn pretrain(
     config: &Config,
-    critics_for: Option<&Bundle>,
+    start: PretrainStart,
     options: &RunOptions,
     tell: &mut dyn FnMut(PretrainEvent),
 ) -> Result<Pretrained, RuntimeError> {
     let folder = config.run.directory.join("pretraining");
     let store = open_offline(config)?.ok_or(RuntimeError::NoData)?;
     let moved_to = prepare_folder(&folder, config.run.existing)?;
-    let mut work = Work::new(config, critics_for, store.frame_shape(), folder)?;
+    let mut work = Work::new(config, start, store.frame_shape(), folder)?;
     let done = work.pretrainer.updates();
     let (members, transitions) = (work.pretrainer.members(), store.transitions());
     tell(PretrainEvent::Begin { done, members, transitions, moved_to });
@@ -140,32 +159,42 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(
         config: &'a Config,
-        critics_for: Option<&Bundle>,
+        start: PretrainStart,
         frame: Option<FrameShape>,
         folder: PathBuf,
     ) -> Result<Self, RuntimeError> {
-        if critics_for.is_some_and(|bundle| bundle.manifest().description.residual.is_some()) {
+        if start.bundle().is_some_and(|bundle| bundle.manifest().description.residual.is_some()) {
             return Err(PolicyError::from(ResidualError::NotAlone { path: config.policy.bundle.clone() }).into());
         }
         let dims = Dims::from(&config.robot.spaces);
         let (settings, learner) = (&config.pretrain, &config.learner);
-        if let Some(bundle) = critics_for {
+        if let Some(bundle) = start.bundle() {
             let spaces = &bundle.manifest().description.spaces;
             checks::names(spaces, &config.robot.spaces).map_err(PolicyError::from)?;
         }
         let checkpoint = folder.join("checkpoint");
         let found = latest(&checkpoint).map_err(LearnerError::from)?.is_some();
-        let pretrainer = match critics_for {
-            _ if found => Pretrainer::load(&checkpoint, dims, settings, learner, critics_for.is_some())?,
-            Some(bundle) => Pretrainer::critics_for(&bundle.weights().actor, dims, settings, learner, config.run.seed)?,
-            None => Pretrainer::seeing(frame, dims, settings, learner, config.run.seed)?,
+        let seed = config.run.seed;
+        let pretrainer = match start {
+            PretrainStart::CriticsFor(_) if found => Pretrainer::load(&checkpoint, dims, settings, learner, true)?,
+            _ if found => Pretrainer::load(&checkpoint, dims, settings, learner, false)?,
+            PretrainStart::Random => Pretrainer::seeing(frame, dims, settings, learner, seed)?,
+            PretrainStart::Ensemble(bundle) => {
+                let weights = bundle.weights();
+                let seen = weights.actor.eyes.as_ref().map(|eyes| eyes.shape);
+                checks::frame(seen, frame).map_err(PolicyError::from)?;
+                Pretrainer::from_ensemble(weights, dims, settings, learner, seed)?
+            }
+            PretrainStart::CriticsFor(bundle) => {
+                Pretrainer::critics_for(&bundle.weights().actor, dims, settings, learner, seed)?
+            }
         };
         let (done, steps) = (pretrainer.updates(), settings.updates);
         if done >= steps {
             return Err(RuntimeError::Pretrained { path: folder, done, updates: steps });
         }
         let evaluations = read_evaluations(&folder.join("evaluations.json"), done)?;
-        let algorithm = describe(config, critics_for);
+        let algorithm = describe(config, start);
         let (metrics, cpu) = (PretrainMetrics::default(), Duration::ZERO);
         Ok(Self { config, algorithm, folder, pretrainer, evaluations, metrics, cpu })
     }
@@ -262,17 +291,21 @@ fn write_evaluations(path: &Path, evaluations: &[PretrainEvaluation]) -> Result<
 }
 
 /// How the ensemble is made, for people.
-fn describe(config: &Config, critics_for: Option<&Bundle>) -> String {
+fn describe(config: &Config, start: PretrainStart) -> String {
     let p = &config.pretrain;
-    if let Some(bundle) = critics_for {
+    if let PretrainStart::CriticsFor(bundle) = start {
         return format!("critics by FQE for the actors of {}", bundle.manifest().description.name);
     }
     let (weight, n) = (p.cql_weight, p.cql_actions);
-    match p.method {
+    let method = match p.method {
         PretrainMethod::Cql => format!("CQL, weight {weight}, {n} actions"),
         PretrainMethod::CalQl => format!("Cal-QL, weight {weight}, {n} actions"),
         PretrainMethod::Sac => "SAC on the data".into(),
         PretrainMethod::BehaviourCloning => "behaviour cloning".into(),
+    };
+    match start {
+        PretrainStart::Ensemble(bundle) => format!("{method}, from {}", bundle.manifest().description.name),
+        _ => method,
     }
 }
 
@@ -294,12 +327,18 @@ fn description(config: &Config, algorithm: &str, updates: u64) -> Description {
 }
 
 /// The description of a bundle with what [`pretrain`] made.
-pub fn pretrained_description(config: &Config, critics_for: Option<&Bundle>, updates: u64) -> Description {
-    let mut made = description(config, &describe(config, critics_for), updates);
-    if let Some(bundle) = critics_for {
-        made.training_log_std = bundle.manifest().description.training_log_std;
-        made.provenance
-            .extend(bundle.manifest().description.provenance.iter().map(|(k, v)| (format!("actors: {k}"), v.clone())));
+pub fn pretrained_description(config: &Config, start: PretrainStart, updates: u64) -> Description {
+    let mut made = description(config, &describe(config, start), updates);
+    if let Some(bundle) = start.bundle() {
+        let before = &bundle.manifest().description;
+        let prefix = match start {
+            PretrainStart::CriticsFor(_) => {
+                made.training_log_std = before.training_log_std;
+                "actors"
+            }
+            _ => "start",
+        };
+        made.provenance.extend(before.provenance.iter().map(|(k, v)| (format!("{prefix}: {k}"), v.clone())));
     }
     made
 }

@@ -152,19 +152,35 @@ def percent(value):
     return f"{100 * value:.0f} %"
 
 
+def exploring(run):
+    """Success rates of a run's own episodes, in which actions are sampled: before the first update, the lowest over 500
+    steps after it, and over the last 1000 steps."""
+    first = int(next(s for s in reversed(run["set"]) if s.startswith("learner.warmup_steps=")).split("=")[1])
+    last = run["points"][-1]["steps"]
+    rate = lambda low, high: mean([value for step, value in run["episodes"] if low < step <= high] or [0.0])
+    return rate(0, first), min(rate(s, s + 500) for s in range(first, last - 499, 100)), rate(last - 1000, last)
+
+
+def windows(seeds):
+    """Success rate in percent by online steps, over the episodes of 500 steps and all seeds."""
+    steps = min(run["points"][-1]["steps"] for run in seeds)
+    inside = lambda low: [100 * value for run in seeds for step, value in run["episodes"] if low < step <= low + 500]
+    return [(low + 500, mean(inside(low))) for low in range(0, steps, 500) if inside(low)]
+
+
 def success_section(start, runs, docs):
     """Success rates of all methods of one task, and what its minibatches held."""
     rows, lines = [], []
     for (method,), seeds in grouped(runs, "method").items():
         points = curve(seeds)
-        ends = [f"{percent(mean(run['points'][0]['returns']))} to {percent(mean(run['points'][-1]['returns']))}" for run in seeds]
-        best = max(points, key=lambda point: point[1])
-        rows.append([method, points[-1][0], percent(points[0][1]), percent(min(value for _, value in points)),
-                     f"{percent(best[1])} at {best[0]}", percent(points[-1][1]), "; ".join(ends)])  # fmt: skip
-        lines.append((method, [(step, 100 * value) for step, value in points]))
+        ends = [percent(mean(run["points"][-1]["returns"])) for run in seeds]
+        explored = [[percent(rate) for rate in exploring(run)] for run in seeds]
+        rows.append([method, points[-1][0], percent(points[0][1]), percent(max(value for _, value in points)),
+                     ", ".join(ends), *(", ".join(column) for column in zip(*explored))])  # fmt: skip
+        lines.append((method, windows(seeds)))
     name = f"results-{start}.svg"
-    (docs / name).write_text(svg(f"{start}: successes in percent", lines, "online steps"), encoding="utf-8")
-    head = ["method", "steps", "before", "lowest", "best", "after", "by seed"]
+    (docs / name).write_text(svg(f"{start}: successes in percent while exploring", lines, "online steps"), encoding="utf-8")
+    head = ["method", "steps", "before", "best", "after, by seed", "exploring before", "at its worst", "at the end"]
     text = table(head, rows) + ["", f"![successes by online steps]({name})", ""]
     shares = [(run, point) for run in runs for point in run["points"] if "by_source" in point]
     if not shares:

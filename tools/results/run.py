@@ -31,7 +31,7 @@ def arguments():
     add("--datasets", type=Path, help="folder with halfcheetah_*_v5.npz; the gantry's data are collected")
     add("--published", type=Path, help="bundle of the published agents: table (a)")
     add("--starts", nargs="*", default=[], choices=[*STARTS, *GANTRY], help="data sets to pretrain on: table (b)")
-    add("--collect-steps", type=int, default=10_000, help="gantry: steps of the script, and as many of chance")
+    add("--collect-steps", type=int, default=60_000, help="gantry: steps of the script, and as many of chance")
     add("--methods", nargs="*", default=["off2on-code", "uniform", "online-only"], choices=METHODS)
     add("--seeds", nargs="*", type=int, default=[0, 1])
     add("--pretrain-seed", type=int, help="fine-tune all seeds from this one's pretraining; default: each from its own")
@@ -39,7 +39,7 @@ def arguments():
     add("--part-steps", type=int, default=10_000, help="online steps between two evaluations; a run stops and resumes there")
     add("--episodes", type=int, default=5, help="deterministic episodes of an evaluation")
     add("--pretrain-updates", type=int, default=100_000)
-    add("--imitate", type=int, default=0, help="first of these updates, in which the actors imitate the data; the gantry's its script")
+    add("--imitate", type=int, default=0, help="updates in which the actors imitate the data: the first of these, or, of the gantry, as many before them, on the script's half")
     add("--imitate-set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="while they imitate, after --set")
     add("--best", action="store_true", help="fine-tune the ensemble of the best evaluation, not the last one")
     add("--evaluate-every", type=int, default=10_000, help="pretraining updates between two evaluations")
@@ -109,7 +109,7 @@ def collect(options, start):
     settings = [f"run.directory={folder}", "run.existing=resume", "replay.offline=", "replay.sampler=online",
                 f"replay.capacity={3 * steps}"]  # fmt: skip
     command = ["collect", "--by", "robot", "--steps", str(steps)]
-    call(options, start, f"data-{start}", command, [*settings, "simulator.script=[0.05, 0.15, 0.3, 0.6]"])
+    call(options, start, f"data-{start}", command, [*settings, "simulator.script=[0.05, 0.15, 0.3]"])
     inspect = [str(options.program), "data", "inspect", str(folder), "--json"]
     found = json.loads(subprocess.run(inspect, cwd=ROOT, check=True, capture_output=True).stdout)
     shutil.copytree(folder, scripted(folder))
@@ -178,26 +178,45 @@ def pretrain(options, start, seed):
     if raw.exists() and bundle.exists() and read(raw)["updates"] >= options.pretrain_updates:
         return bundle
     report = work / "report.json"
-    complete = report.exists() and bundle.exists() and read(report)["updates"] >= options.pretrain_updates
-    if not complete:
+    if not (report.exists() and bundle.exists() and read(report)["updates"] >= options.pretrain_updates):
         settings = [
-            f"replay.offline={data_of(options, start)}",
-            f"run.directory={work}",
             "run.existing=resume",
             f"run.seed={seed}",
             f"run.evaluate_episodes={options.episodes}",
             f"pretrain.evaluate_every={options.evaluate_every}",
-            f"pretrain.behaviour_cloning_updates={options.imitate}",
             *options.set,
         ]
-        command = ["pretrain", "--out", str(bundle), "--report", str(report), *(["--best"] if options.best else [])]
-        imitate = [f"replay.offline={scripted(data_of(options, start))}"] if start in GANTRY else []
-        imitate += options.imitate_set
-        if options.imitate and imitate and not (report.exists() and read(report)["updates"] >= options.imitate):
-            call(options, start, name, command, [*settings, f"pretrain.updates={options.imitate}", *imitate])
-        call(options, start, name, command, [*settings, f"pretrain.updates={options.pretrain_updates}"])
+        best = ["--best"] if options.best else []
+        if start in GANTRY and options.imitate:
+            imitated = imitate(options, start, name, settings)
+            best.append("--from-bundle")
+            settings.append(f"policy.bundle={imitated}")
+        else:
+            settings.append(f"pretrain.behaviour_cloning_updates={options.imitate}")
+        settings += [f"replay.offline={data_of(options, start)}", f"run.directory={work}", f"pretrain.updates={options.pretrain_updates}"]  # fmt: skip
+        call(options, start, name, ["pretrain", "--out", str(bundle), "--report", str(report), *best], settings)
     kept = {key: getattr(options, key) for key in ("best", "set", "imitate", "imitate_set")}
+    before = work.with_name(f"{name}-imitated") / "report.json"
+    if before.exists():
+        kept["imitated"] = read(before)["evaluations"]
     write(raw, {"kind": "pretrain", "start": start, **kept, **read(report)})
+    return bundle
+
+
+def imitate(options, start, name, settings):
+    """Agents that imitate the scripted half, and learn to see on the way; returns their bundle. What
+    comes after goes on from it."""
+    bundle = options.work / f"{name}-imitated" / "bundle"
+    if not bundle.exists():
+        own = [
+            f"replay.offline={scripted(data_of(options, start))}",
+            f"run.directory={bundle.parent}",
+            "pretrain.method=behaviour-cloning",
+            f"pretrain.updates={options.imitate}",
+        ]
+        report = str(bundle.parent / "report.json")
+        command = ["pretrain", "--out", str(bundle), "--report", report]
+        call(options, start, name, command, [*settings, *options.imitate_set, *own])
     return bundle
 
 

@@ -23,8 +23,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::LearnerError;
 use super::batch::{Batch, Dims};
-use super::eyes::{Eyes, network_dims, new_encoders};
-use super::networks::device;
+use super::eyes::{Eyes, Trunks, network_dims, new_encoders};
+use super::networks::{check, device};
 use super::streams::stream;
 use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
 use crate::kernels::Staging;
@@ -105,13 +105,7 @@ impl Pretrainer {
         let made = frame.map(|frame| new_encoders(frame, dims.observation, members, learner, seed)).transpose()?;
         let (own, encoder) = made.flatten().unzip();
         let dims = network_dims(own.as_ref(), dims);
-        let actor = || {
-            let widths = (dims.observation, 2 * dims.action);
-            random_stack(config, members, widths, seed, "pretrain actor weights", &device)
-        };
-        let mut made = actor()
-            .and_then(|actor| Self::build(dims, config, learner, seed, &device, actor, None))
-            .map_err(LearnerError::tensor("build the networks"))?;
+        let mut made = Self::random(dims, config, learner, seed, &device)?;
         let sizes = StackWeights { members, ..StackWeights::default() };
         let weights = EnsembleWeights {
             actor: ActorWeights { stack: sizes.clone(), log_std: config.log_std, eyes: own },
@@ -123,6 +117,47 @@ impl Pretrainer {
         made.eyes = Eyes::new(&weights, learner, rates, (false, 0), &device)?;
         made.minibatch.with_frames = made.eyes.is_some();
         Ok(made)
+    }
+
+    /// Goes on with the actors, critics, target networks and encoders of `weights`; moments of the optimisers,
+    /// temperatures and multipliers are new. With `learner.trunk = "frozen"` the encoders stay, and updates work on
+    /// what they made of each stored image once.
+    ///
+    /// # Errors
+    /// When the weights do not fit `dims` or the sizes of `config`, or the device is not there.
+    pub fn from_ensemble(
+        weights: &EnsembleWeights,
+        dims: Dims,
+        config: &PretrainConfig,
+        learner: &LearnerConfig,
+        seed: u64,
+    ) -> Result<Self, LearnerError> {
+        check(weights, dims)?;
+        let device = device(learner.device)?;
+        let dims = network_dims(weights.actor.eyes.as_ref(), dims);
+        let mut made = Self::random(dims, config, learner, seed, &device)?;
+        let rates = (config.actor_learning_rate, config.critic_learning_rate);
+        made.eyes = Eyes::new(weights, learner, rates, (false, 0), &device)?;
+        made.minibatch.with_frames = made.eyes.as_ref().is_some_and(Eyes::learning);
+        made.fill(weights)?;
+        Ok(made)
+    }
+
+    /// Takes over the numbers of actors, critics and targets, which are copies of the critics where there are none.
+    fn fill(&self, weights: &EnsembleWeights) -> Result<(), LearnerError> {
+        let (target1, target2) =
+            weights.targets.as_ref().map_or((&weights.critic1, &weights.critic2), |(one, two)| (one, two));
+        let given = [&weights.actor.stack, &weights.critic1, &weights.critic2, target1, target2];
+        for ((network, stack), given) in self.stacks().into_iter().zip(given) {
+            let from = Stack::from_weights(given, &self.device).map_err(LearnerError::tensor("read the networks"))?;
+            if from.vars()[0].dims() != stack.vars()[0].dims() || from.inputs() != stack.inputs() {
+                let reason =
+                    format!("the {network} that training goes on with has other sizes than [pretrain] asks for");
+                return Err(LearnerError::Setting { key: "pretrain.hidden", reason });
+            }
+            copy_into(stack, &from).map_err(LearnerError::tensor("fill the networks"))?;
+        }
+        Ok(())
     }
 
     /// Random critics, one pair for each of the given actors, which stay as they are. Of `config`, sizes and
@@ -149,6 +184,20 @@ impl Pretrainer {
             Self::build(dims, config, learner, seed, &device, actor, Some(actors.log_std))
         };
         build().map_err(LearnerError::tensor("build the networks"))
+    }
+
+    /// Random agents without eyes, for inputs of `dims`.
+    fn random(
+        dims: Dims,
+        config: &PretrainConfig,
+        learner: &LearnerConfig,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, LearnerError> {
+        let (members, widths) = (config.ensemble_size, (dims.observation, 2 * dims.action));
+        random_stack(config, members, widths, seed, "pretrain actor weights", device)
+            .and_then(|actor| Self::build(dims, config, learner, seed, device, actor, None))
+            .map_err(LearnerError::tensor("build the networks"))
     }
 
     fn build(
@@ -218,12 +267,16 @@ impl Pretrainer {
         let rows = self.config.batch_size;
         replay.sample_source(Source::Offline, rows, &mut self.streams.minibatch, &mut self.minibatch)?;
         let tensor = LearnerError::tensor;
-        let width = self.eyes.as_ref().map_or(self.dims.observation, |eyes| eyes.observation);
-        let dims = Dims { observation: width, ..self.dims };
+        if let Some(Eyes { trunks: Trunks::Frozen { features }, .. }) = &mut self.eyes {
+            features.find(replay, &[&mut self.minibatch])?;
+            features.put(&mut [&mut self.minibatch]).map_err(tensor("encode images"))?;
+        }
+        let teach = self.imitates();
+        let eyes = self.eyes.as_ref().filter(|eyes| eyes.learning());
+        let dims = eyes.map_or(self.dims, |eyes| Dims { observation: eyes.observation, ..self.dims });
         let mut batch = Batch::upload(&self.minibatch, None, dims, &mut self.staging, &self.device)
             .map_err(tensor("upload a minibatch"))?;
-        let teach = self.imitates();
-        if let Some(eyes) = &self.eyes {
+        if let Some(eyes) = eyes {
             let mut look = || {
                 batch.seen = Some(eyes.upload(&self.minibatch, &mut self.staging, &self.device)?);
                 eyes.look(&mut batch, teach, &mut self.streams.crops)

@@ -6,15 +6,16 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{Optimisers, Pretrainer, Streams};
-use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod};
+use crate::config::{LearnerConfig, PretrainConfig, PretrainMethod, TrunkKind};
 use crate::learner::LearnerError;
 use crate::learner::batch::Dims;
 use crate::learner::checkpoint::{self, Parts};
-use crate::learner::eyes::Eyes;
-use crate::learner::networks::{Networks, check, widths};
+use crate::learner::networks::{Networks, widths};
 use crate::learner::persist::{NETWORKS, OPTIMISERS, STATE, decode_arrays, refuse, take_moments, unusable};
 use crate::learner::tensors::Arrays;
-use crate::nn::{ActorWeights, Adam, AdamState, EnsembleWeights, LogStdBounds, Stack, encoder_tensors};
+use crate::nn::{
+    ActorWeights, Adam, AdamState, ConvEncoderWeights, EnsembleWeights, LogStdBounds, Stack, encoder_tensors,
+};
 
 /// Version of the three parts together; differs from the learner's, whose state is another one.
 const VERSION: u32 = 0x5002;
@@ -97,7 +98,7 @@ impl Pretrainer {
         Ok(checkpoint::write(dir, &parts)?)
     }
 
-    fn stacks(&self) -> [(&'static str, &Stack); 5] {
+    pub(super) fn stacks(&self) -> [(&'static str, &Stack); 5] {
         [
             ("actor", &self.actor),
             ("critic1", &self.critic1),
@@ -136,37 +137,19 @@ impl Pretrainer {
             log_alpha: None,
             encoder,
         };
-        check(&weights, dims)?;
-        // Made as at a start, then filled: sizes that differ from the configured ones are noticed on the way.
-        let mut made = if actors_given {
-            Self::critics_for(&weights.actor, dims, config, learner, 0)?
+        if learner.trunk != TrunkKind::Frozen {
+            check_encoders(&parts, &weights, learner)?;
+        }
+        let made = if actors_given {
+            Self::critics_for(&weights.actor, dims, config, learner, 0)
+                .and_then(|made| made.fill(&weights).map(|()| made))
         } else {
-            let frame = weights.actor.eyes.as_ref().map(|eyes| eyes.shape);
-            Self::seeing(frame, dims, config, learner, 0)?
+            Self::from_ensemble(&weights, dims, config, learner, 0)
         };
-        let rates = (config.actor_learning_rate, config.critic_learning_rate);
-        let saved_eyes = Eyes::new(&weights, learner, rates, (false, 0), &made.device)?;
-        match (&made.eyes, &saved_eyes) {
-            (None, None) => {}
-            (Some(made), Some(saved)) if made.fits(saved) => {
-                made.fill(saved).map_err(LearnerError::tensor("fill the networks"))?;
-            }
-            _ => return Err(parts.unusable(NETWORKS, &"its encoders are not those that `learner` asks for").into()),
-        }
-        let targets = weights.targets.as_ref();
-        let saved = [Some(&weights.actor.stack), Some(&weights.critic1), Some(&weights.critic2)]
-            .into_iter()
-            .chain([targets.map(|t| &t.0), targets.map(|t| &t.1)]);
-        for ((name, stack), saved) in made.stacks().into_iter().zip(saved) {
-            let Some(saved) = saved else { continue };
-            let from = Stack::from_weights(saved, &made.device).map_err(|e| parts.unusable(NETWORKS, &e))?;
-            let fits = from.vars()[0].dims() == stack.vars()[0].dims() && from.inputs() == stack.inputs();
-            if !fits {
-                let why = format!("`{name}` has other sizes than `pretrain` asks for");
-                return Err(parts.unusable(NETWORKS, &why).into());
-            }
-            crate::nn::copy_into(stack, &from).map_err(LearnerError::tensor("fill the networks"))?;
-        }
+        let mut made = made.map_err(|error| match error {
+            LearnerError::Setting { .. } => parts.unusable(NETWORKS, &error).into(),
+            other => other,
+        })?;
         for (name, var) in [("log_alpha", &made.log_alpha), ("log_multiplier", &made.log_multiplier)] {
             let values = arrays.take(name).map_err(|e| refuse(&parts, NETWORKS, e))?;
             let fill = || var.set(&candle_core::Tensor::from_vec(values, var.shape(), var.device())?);
@@ -187,6 +170,18 @@ impl Pretrainer {
         made.updates = state.updates;
         Ok(made)
     }
+}
+
+/// Whether the encoders have the widths that `learner` asks for.
+fn check_encoders(parts: &Parts, weights: &EnsembleWeights, learner: &LearnerConfig) -> Result<(), LearnerError> {
+    let Some(eyes) = &weights.actor.eyes else { return Ok(()) };
+    let channels = |e: &ConvEncoderWeights| e.convolutions.iter().map(|c| c.outputs).collect::<Vec<_>>();
+    let fits =
+        eyes.encoders.iter().all(|e| channels(e) == learner.trunk_channels && e.dense.1 == learner.trunk_features);
+    if fits && eyes.proprioception == learner.proprioception {
+        return Ok(());
+    }
+    Err(parts.unusable(NETWORKS, &"its encoders are not those that `learner` asks for").into())
 }
 
 /// What Adam knew of actors, twins and entropy temperature in the newest checkpoint in `dir`, in the order of the
