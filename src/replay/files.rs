@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,29 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
     move |source| ReplayError::Io { action, path: path.to_owned(), source }
 }
 
+/// A file under its lock.
+///
+/// The lock is given back, not only the descriptor closed: a process that another thread starts at this moment has a
+/// copy of every descriptor until its program is loaded, and the lock would stay with the copy.
+#[derive(Debug)]
+pub(crate) struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            log::warn!("the lock of a replay file goes with its last descriptor: {error}");
+        }
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
 /// Creates the file `name` with `len` allocated bytes, calls `fill`, and gives it its name only when all is on disk.
 ///
 /// One that exists is an error unless `replace`. The file is returned locked exclusively. A failure leaves nothing
@@ -29,23 +53,23 @@ pub(crate) fn create(
     len: u64,
     replace: bool,
     fill: impl FnOnce(&mut File) -> Result<(), ReplayError>,
-) -> Result<(File, PathBuf), ReplayError> {
+) -> Result<(Locked, PathBuf), ReplayError> {
     let path = dir.join(name);
     fs::create_dir_all(dir).map_err(io_error("create the folder", dir))?;
     let unnamed = dir.join(format!("{name}.new"));
     // Not truncated before the lock: another creator may be working on it.
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .open(&unnamed)
         .map_err(io_error("create", &unnamed))?;
-    lock(&file, FlockOperation::NonBlockingLockExclusive, &unnamed)?;
+    let mut file = lock(file, FlockOperation::NonBlockingLockExclusive, &unnamed)?;
     let made = if path.exists() && !replace {
         Err(ReplayError::Exists { path: path.clone() })
     } else {
-        build(&mut file, &unnamed, len, fill).and_then(|()| {
+        build(&mut file.0, &unnamed, len, fill).and_then(|()| {
             fs::rename(&unnamed, &path).map_err(io_error("rename", &unnamed))?;
             sync_dir(dir)
         })
@@ -107,27 +131,26 @@ fn write_zeros(file: &mut File, len: u64) -> io::Result<()> {
 }
 
 /// Opens a file of a buffer with the lock that fits: exclusive for writing, shared for reading.
-pub(crate) fn open(dir: &Path, name: &str, write: bool) -> Result<(File, PathBuf), ReplayError> {
+pub(crate) fn open(dir: &Path, name: &str, write: bool) -> Result<(Locked, PathBuf), ReplayError> {
     let path = dir.join(name);
     let file = OpenOptions::new().read(true).write(write).open(&path).map_err(io_error("open", &path))?;
     let operation =
         if write { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
-    lock(&file, operation, &path)?;
-    Ok((file, path))
+    Ok((lock(file, operation, &path)?, path))
 }
 
 /// Content of a file of a buffer that no writer has open.
 pub(crate) fn read_locked(dir: &Path, name: &str) -> Result<(Vec<u8>, PathBuf), ReplayError> {
-    let (mut file, path) = open(dir, name, false)?;
+    let (file, path) = open(dir, name, false)?;
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut file, &mut bytes).map_err(io_error("read", &path))?;
+    io::Read::read_to_end(&mut &*file, &mut bytes).map_err(io_error("read", &path))?;
     Ok((bytes, path))
 }
 
-fn lock(file: &File, operation: FlockOperation, path: &Path) -> Result<(), ReplayError> {
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(ReplayError::Locked { path: path.to_owned(), holder: holder(file) }),
+fn lock(file: File, operation: FlockOperation, path: &Path) -> Result<Locked, ReplayError> {
+    match rustix::fs::flock(&file, operation) {
+        Ok(()) => Ok(Locked(file)),
+        Err(Errno::WOULDBLOCK) => Err(ReplayError::Locked { path: path.to_owned(), holder: holder(&file) }),
         Err(error) => Err(io_error("lock", path)(error.into())),
     }
 }
@@ -166,4 +189,20 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ReplayError> {
         io_error("write", path)(source)
     })?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_given_back_although_a_copy_of_the_descriptor_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, _) = create(dir.path(), "file", 1, false, |_| Ok(())).unwrap();
+        let copy = file.try_clone().unwrap();
+        assert!(matches!(open(dir.path(), "file", true), Err(ReplayError::Locked { .. })));
+        drop(file);
+        open(dir.path(), "file", true).unwrap();
+        drop(copy);
+    }
 }

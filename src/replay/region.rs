@@ -4,12 +4,13 @@
 #![allow(unsafe_code, reason = "a file mapping cannot be made without it; the invariant is the lock on the file")]
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
+
+use super::files::Locked;
 
 /// Storage of one file of a buffer.
 pub trait Region: Send + fmt::Debug {
@@ -92,7 +93,7 @@ pub(crate) struct Mapped {
     map: Map,
     populate: bool,
     // Holds the lock, and with it the SAFETY argument below, for as long as the map lives.
-    _locked: File,
+    _locked: Locked,
 }
 
 #[derive(Debug)]
@@ -103,14 +104,14 @@ enum Map {
 
 impl Mapped {
     /// Maps all of `file`, which the caller has locked: exclusively for `write`, shared otherwise.
-    pub(crate) fn new(file: File, write: bool) -> io::Result<Self> {
+    pub(crate) fn new(file: Locked, write: bool) -> io::Result<Self> {
         // SAFETY: the bytes change only through this map while it lives. Every opener of a buffer takes the
         // file lock first (`files::lock`): a writer excludes everybody, readers exclude writers; the lock is
         // released when `_locked` is dropped, after `map`. Nothing shortens the file (`files` only creates).
         // A process outside this crate that ignores the lock can still change bytes; they are read as plain
         // integers and floats, for which every bit pattern is valid.
         let map = unsafe {
-            if write { MmapMut::map_mut(&file).map(Map::ReadWrite)? } else { Mmap::map(&file).map(Map::ReadOnly)? }
+            if write { MmapMut::map_mut(&*file).map(Map::ReadWrite)? } else { Mmap::map(&*file).map(Map::ReadOnly)? }
         };
         Ok(Self { map, populate: true, _locked: file })
     }
