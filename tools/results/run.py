@@ -186,15 +186,16 @@ def pretrain(options, start, seed):
             f"pretrain.evaluate_every={options.evaluate_every}",
             *options.set,
         ]
-        best = ["--best"] if options.best else []
+        command = ["pretrain", "--out", str(bundle), "--report", str(report), *(["--best"] if options.best else [])]
+        data = [f"replay.offline={data_of(options, start)}", f"run.directory={work}"]
         if start in GANTRY and options.imitate:
-            imitated = imitate(options, start, name, settings)
-            best.append("--from-bundle")
-            settings.append(f"policy.bundle={imitated}")
+            data.append(f"policy.bundle={imitate(options, start, name, settings)}")
+            command.append("--from-bundle")
         else:
             settings.append(f"pretrain.behaviour_cloning_updates={options.imitate}")
-        settings += [f"replay.offline={data_of(options, start)}", f"run.directory={work}", f"pretrain.updates={options.pretrain_updates}"]  # fmt: skip
-        call(options, start, name, ["pretrain", "--out", str(bundle), "--report", str(report), *best], settings)
+            if options.imitate_set and not (report.exists() and read(report)["updates"] >= options.imitate):
+                call(options, start, name, command, [*settings, *data, f"pretrain.updates={options.imitate}", *options.imitate_set])
+        call(options, start, name, command, [*settings, *data, f"pretrain.updates={options.pretrain_updates}"])
     kept = {key: getattr(options, key) for key in ("best", "set", "imitate", "imitate_set")}
     before = work.with_name(f"{name}-imitated") / "report.json"
     if before.exists():
@@ -204,8 +205,8 @@ def pretrain(options, start, seed):
 
 
 def imitate(options, start, name, settings):
-    """Agents that imitate the scripted half, and learn to see on the way; returns their bundle. What
-    comes after goes on from it."""
+    """Agents that imitate the scripted half, and learn to see on the way; returns their bundle, from which the next stage
+    goes on."""
     bundle = options.work / f"{name}-imitated" / "bundle"
     if not bundle.exists():
         own = [
